@@ -1,0 +1,6 @@
+//! Enforces Kubernetes NetworkPolicy on the pods of one node with eBPF.
+//!
+//! Data flows one way: [`cluster`] (objects) and [`node`] (interfaces) feed [`policy`] (the compiler), whose edits go to
+//! [`dataplane`] (maps and links). [`agent`] is the one loop that joins them.
+
+pub mod policy;

@@ -1,0 +1,150 @@
+//! Flows: who opened a conversation, under which tables it was allowed, and how long it may rest.
+
+use crate::{Address, Direction, Packet, protocol, tcp};
+
+/// Key of [`crate::map::FLOWS`]: both directions of one conversation of one endpoint have the same key.
+///
+/// The endpoint is named by the index of its host interface: the kernel hands out a fresh one for every pod, so the flows
+/// of a pod that is gone can never be taken for those of the next one.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowKey {
+    /// The peer's address.
+    pub remote: Address,
+    /// Index of the endpoint's host interface.
+    pub interface: u32,
+    /// The pod's port in host byte order, or the identifier of an ICMP echo.
+    pub local_port: u16,
+    /// The peer's port in host byte order; for an ICMP echo 0 if the pod asks and 1 if the peer asks.
+    pub remote_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always 0.
+    pub pad: [u8; 3],
+}
+const _: () = assert!(size_of::<FlowKey>() == 28);
+
+/// Time in steps of 2^30 ns (1.07 s) of the kernel's coarse monotonic clock: a shift instead of a division.
+pub type Tick = u32;
+/// How far to shift nanoseconds right to get a [`Tick`].
+pub const TICK_SHIFT: u32 = 30;
+
+/// How far a conversation has come.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Phase {
+    /// Packets in the opening direction only.
+    Opening = 0,
+    /// Packets in both directions.
+    Established = 1,
+    /// TCP: the opener has sent FIN.
+    OpenerDone = 2,
+    /// TCP: the other side has sent FIN.
+    ReplierDone = 3,
+    /// TCP: FIN from both sides, or RST.
+    Closing = 4,
+}
+
+/// Value of [`crate::map::FLOWS`]. Two words, each written whole: a reader never sees an epoch with another flow's origin.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// The epoch under which this flow was last allowed.
+    pub epoch: u32,
+    /// The [`Direction`] in which it was opened.
+    pub origin: u8,
+    /// The [`Phase`].
+    pub phase: u8,
+    /// Always 0.
+    pub pad: u16,
+    /// When its last allowed packet was noted, in [`Tick`]s.
+    pub seen: u64,
+}
+const _: () = assert!(size_of::<Flow>() == 16);
+
+/// How long a flow of this protocol and phase may rest, in [`Tick`]s.
+#[inline(always)]
+pub const fn lifetime(protocol: u8, phase: u8) -> Tick {
+    const SECOND: u64 = 1_000_000_000;
+    const fn ticks(seconds: u64) -> Tick {
+        ((seconds * SECOND) >> TICK_SHIFT) as Tick + 1
+    }
+    let tcp = protocol == protocol::TCP || protocol == protocol::SCTP;
+    if tcp {
+        if phase == Phase::Opening as u8 {
+            ticks(60)
+        } else if phase == Phase::Closing as u8 {
+            ticks(10)
+        } else {
+            ticks(7200)
+        }
+    } else if phase == Phase::Opening as u8 {
+        ticks(30)
+    } else {
+        ticks(180)
+    }
+}
+
+impl Flow {
+    /// A flow that its first packet has just opened.
+    #[inline(always)]
+    pub const fn open(epoch: u32, origin: Direction, now: Tick) -> Self {
+        Self {
+            epoch,
+            origin: origin as u8,
+            phase: Phase::Opening as u8,
+            pad: 0,
+            seen: now as u64,
+        }
+    }
+
+    /// The direction in which the flow was opened.
+    #[inline(always)]
+    pub const fn origin(&self) -> Direction {
+        if self.origin == Direction::Ingress as u8 {
+            Direction::Ingress
+        } else {
+            Direction::Egress
+        }
+    }
+
+    /// Whether the flow has rested longer than its phase allows.
+    #[inline(always)]
+    pub const fn expired(&self, protocol: u8, now: Tick) -> bool {
+        now.wrapping_sub(self.seen as Tick) > lifetime(protocol, self.phase)
+    }
+
+    /// This flow after one more allowed packet in `direction`.
+    #[inline(always)]
+    pub fn advance(mut self, packet: &Packet, direction: Direction, epoch: u32, now: Tick) -> Self {
+        let opener = self.origin == direction as u8;
+        if packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+            self.phase = if packet.tcp_flags & tcp::RST != 0 {
+                Phase::Closing as u8
+            } else if opener {
+                if self.phase >= Phase::ReplierDone as u8 {
+                    Phase::Closing as u8
+                } else {
+                    Phase::OpenerDone as u8
+                }
+            } else if self.phase == Phase::OpenerDone as u8 || self.phase == Phase::Closing as u8 {
+                Phase::Closing as u8
+            } else {
+                Phase::ReplierDone as u8
+            };
+        } else if !opener && self.phase == Phase::Opening as u8 {
+            self.phase = Phase::Established as u8;
+        }
+        self.epoch = epoch;
+        self.seen = now as u64;
+        self
+    }
+}
+
+/// A place in the flow table.
+pub trait FlowRef {
+    /// The flow as it stands there.
+    fn load(&self) -> Flow;
+    /// Writes it back.
+    fn store(&self, flow: Flow);
+}

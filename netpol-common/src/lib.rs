@@ -1,0 +1,42 @@
+//! What the kernel programs and the agent both know.
+//!
+//! This crate is `no_std` and free of Kubernetes: it holds the layout of every eBPF map, how a packet is parsed, and the
+//! decision procedure that judges it. The classifiers in `netpol-ebpf` run it on socket buffers and kernel maps; the agent
+//! runs the very same functions on byte slices and tables in memory, so that what is tested, explained and enforced is
+//! one thing.
+//!
+//! # Vocabulary
+//!
+//! | word | meaning | type |
+//! |---|---|---|
+//! | address | an IPv4 or IPv6 address in sixteen bytes | [`Address`] |
+//! | direction | ingress or egress, always seen from the pod | [`Direction`] |
+//! | endpoint | a pod of this node as the kernel knows it: its host interface and its rulesets | [`Endpoint`] |
+//! | isolation | open, or isolated by a ruleset, in one direction | [`Isolation`] |
+//! | peer | the other end of a packet, seen from the pod | [`Peer`] |
+//! | term | one thing a rule can say about a peer: a pair of selectors, or an `ipBlock` | `netpol_agent::policy` |
+//! | class | all addresses that match exactly the same terms | [`ClassId`] |
+//! | ruleset | the port sets that each class may use, in one direction | [`RulesetId`] |
+//! | port set | protocols and ports that a rule allows | [`PortSetId`] |
+//! | flow | both directions of one conversation of one endpoint | [`FlowKey`], [`Flow`] |
+//! | epoch | the number of the last change of any table | `u32` |
+//! | slot | a small number for an endpoint, the index of its statistics | `u32` |
+//! | verdict | pass or drop, with the reason | [`Reason`] |
+#![no_std]
+
+mod address;
+mod flow;
+mod judge;
+mod packet;
+mod tables;
+mod verdict;
+
+pub use address::Address;
+pub use flow::{Flow, FlowKey, FlowRef, Phase, TICK_SHIFT, Tick, lifetime};
+pub use judge::{Step, Tables, judge};
+pub use packet::{Frame, Packet, Parsed, Probe, icmp, parse, protocol, tcp};
+pub use tables::{
+    ALL_PORTS, ClassId, Endpoint, Isolation, NO_CLASS, NO_PORTS, Peer, PortKey, PortSetId, RuleKey,
+    RulesetId, Tally, map, size,
+};
+pub use verdict::{Direction, Reason};
