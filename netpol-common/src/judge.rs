@@ -16,7 +16,7 @@ pub trait Tables {
     /// The coarse clock.
     fn now(&self) -> Tick;
     /// The endpoint behind a host interface.
-    fn endpoint(&self, interface: u32) -> Option<Endpoint>;
+    fn endpoint(&self, interface: u32) -> Option<&Endpoint>;
     /// The flow table.
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow>;
     /// Adds a flow, or replaces it.
@@ -58,9 +58,9 @@ pub fn judge<F: Frame, T: Tables>(frame: &F, tables: &T, direction: Direction) -
     let Some(endpoint) = tables.endpoint(frame.interface()) else {
         return Reason::Unknown;
     };
-    let reason = reason(frame, tables, direction, &endpoint, epoch);
+    let reason = reason(frame, tables, direction, endpoint, epoch);
     tables.count(endpoint.slot, direction, reason, frame.len());
-    tables.trace(&endpoint, Step::Verdict(direction, reason));
+    tables.trace(endpoint, Step::Verdict(direction, reason));
     reason
 }
 
@@ -72,8 +72,9 @@ fn reason<F: Frame, T: Tables>(
     endpoint: &Endpoint,
     epoch: u32,
 ) -> Reason {
-    let packet = match parse(frame) {
-        Parsed::Packet(packet) => packet,
+    let mut packet = Packet::EMPTY;
+    match parse(frame, &mut packet) {
+        Parsed::Packet => {}
         Parsed::Neighbour => return Reason::Neighbour,
         Parsed::Router if matches!(direction, Direction::Ingress) => return Reason::Neighbour,
         // Also from a pod that no policy selects: it would speak for the node.
@@ -86,7 +87,7 @@ fn reason<F: Frame, T: Tables>(
                 Reason::Untracked
             };
         }
-    };
+    }
     tables.trace(endpoint, Step::Parsed(direction, &packet));
 
     let now = tables.now();

@@ -109,9 +109,10 @@ pub enum Probe {
 }
 
 /// What [`parse`] could make of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Parsed {
-    /// An IP packet whose transport header is there.
-    Packet(Packet),
+    /// An IP packet whose transport header is there; it stands in the packet that was handed in.
+    Packet,
     /// ARP, neighbour discovery or multicast listener discovery that cannot leave the link.
     Neighbour,
     /// A router advertisement or redirect.
@@ -121,6 +122,17 @@ pub enum Parsed {
 }
 
 impl Packet {
+    /// Nothing parsed yet.
+    pub const EMPTY: Self = Self {
+        source: Address::NONE,
+        destination: Address::NONE,
+        protocol: 0,
+        tcp_flags: 0,
+        probe: Probe::None,
+        source_port: 0,
+        destination_port: 0,
+    };
+
     /// The address of the other end.
     #[inline(always)]
     pub const fn remote(&self, direction: Direction) -> Address {
@@ -172,9 +184,11 @@ impl Packet {
     }
 }
 
-/// Parses a frame.
+/// Parses a frame into `packet`, which holds something useful only if the answer is [`Parsed::Packet`].
+///
+/// The packet is handed in, not returned, because a program has 512 bytes of stack and every move of it takes its share.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F) -> Parsed {
+pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
     if frame.tagged() {
         return Parsed::Opaque(Reason::EtherType);
     }
@@ -182,8 +196,8 @@ pub fn parse<F: Frame>(frame: &F) -> Parsed {
         return Parsed::Opaque(Reason::Malformed);
     };
     match u16::from_be_bytes(kind) {
-        ether_type::IPV4 => ipv4(frame),
-        ether_type::IPV6 => ipv6(frame),
+        ether_type::IPV4 => ipv4(frame, packet),
+        ether_type::IPV6 => ipv6(frame, packet),
         ether_type::ARP => Parsed::Neighbour,
         _ => Parsed::Opaque(Reason::EtherType),
     }
@@ -191,7 +205,7 @@ pub fn parse<F: Frame>(frame: &F) -> Parsed {
 
 /// RFC 791 section 3.1.
 #[inline(always)]
-fn ipv4<F: Frame>(frame: &F) -> Parsed {
+fn ipv4<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
     let Some(h) = frame.load::<20>(ETHERNET) else {
         return Parsed::Opaque(Reason::Malformed);
     };
@@ -210,21 +224,20 @@ fn ipv4<F: Frame>(frame: &F) -> Parsed {
     if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
         return Parsed::Opaque(Reason::Fragment);
     }
-    let source = Address::v4([h[12], h[13], h[14], h[15]]);
-    let destination = Address::v4([h[16], h[17], h[18], h[19]]);
-    transport(frame, source, destination, h[9], ETHERNET + header, end)
+    packet.source = Address::v4([h[12], h[13], h[14], h[15]]);
+    packet.destination = Address::v4([h[16], h[17], h[18], h[19]]);
+    packet.protocol = h[9];
+    transport(frame, packet, ETHERNET + header, end)
 }
 
 /// RFC 8200 sections 3 and 4.
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &F) -> Parsed {
+fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
     let Some(h) = frame.load::<40>(ETHERNET) else {
         return Parsed::Opaque(Reason::Malformed);
     };
-    let mut source = Address::NONE;
-    let mut destination = Address::NONE;
-    source.0.copy_from_slice(&h[8..24]);
-    destination.0.copy_from_slice(&h[24..40]);
+    packet.source.0.copy_from_slice(&h[8..24]);
+    packet.destination.0.copy_from_slice(&h[24..40]);
     let payload = u16::from_be_bytes([h[4], h[5]]) as usize;
     // A payload length of 0 is a jumbogram (RFC 2675): on a node that is a GSO packet (BIG TCP).
     let end = if payload == 0 {
@@ -232,7 +245,11 @@ fn ipv6<F: Frame>(frame: &F) -> Parsed {
     } else {
         IPV6_PAYLOAD + payload
     };
-    if h[0] >> 4 != 6 || end > frame.len() as usize || source.is_v4() || destination.is_v4() {
+    if h[0] >> 4 != 6
+        || end > frame.len() as usize
+        || packet.source.is_v4()
+        || packet.destination.is_v4()
+    {
         return Parsed::Opaque(Reason::Malformed);
     }
     let mut next = h[6];
@@ -304,34 +321,19 @@ fn ipv6<F: Frame>(frame: &F) -> Parsed {
             _ => {}
         }
     }
-    transport(frame, source, destination, next, at, end)
+    packet.protocol = next;
+    transport(frame, packet, at, end)
 }
 
 #[inline(always)]
-fn transport<F: Frame>(
-    frame: &F,
-    source: Address,
-    destination: Address,
-    number: u8,
-    at: usize,
-    end: usize,
-) -> Parsed {
-    let mut packet = Packet {
-        source,
-        destination,
-        protocol: number,
-        tcp_flags: 0,
-        probe: Probe::None,
-        source_port: 0,
-        destination_port: 0,
-    };
+fn transport<F: Frame>(frame: &F, packet: &mut Packet, at: usize, end: usize) -> Parsed {
+    let number = packet.protocol;
     // The whole fixed header has to be there, inside the length that the IP header states.
     let header = match number {
         protocol::TCP => 20,
-        protocol::UDP => 8,
+        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
         protocol::SCTP => 12,
-        protocol::ICMP | protocol::ICMPV6 => 8,
-        _ => return Parsed::Packet(packet),
+        _ => return Parsed::Packet,
     };
     if at + header > end {
         return Parsed::Opaque(Reason::Malformed);
@@ -347,11 +349,11 @@ fn transport<F: Frame>(
             (protocol::ICMP, icmp::ECHO_REPLY) | (protocol::ICMPV6, icmp::V6_ECHO_REPLY) => {
                 Probe::EchoReply
             }
-            _ => return Parsed::Packet(packet),
+            _ => return Parsed::Packet,
         };
         packet.source_port = u16::from_be_bytes([t[4], t[5]]);
         packet.destination_port = packet.source_port;
-        return Parsed::Packet(packet);
+        return Parsed::Packet;
     }
     packet.source_port = u16::from_be_bytes([t[0], t[1]]);
     packet.destination_port = u16::from_be_bytes([t[2], t[3]]);
@@ -361,5 +363,5 @@ fn transport<F: Frame>(
         };
         packet.tcp_flags = flags;
     }
-    Parsed::Packet(packet)
+    Parsed::Packet
 }

@@ -1,3 +1,56 @@
-//! A placeholder.
+//! The TC classifiers. They hold no knowledge of their own: what is decided stands in `netpol_common::judge`, and this
+//! program gives it the socket buffer ([`frame`]) and the kernel's maps ([`maps`]).
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod frame;
+#[cfg(target_arch = "bpf")]
+mod maps;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::{
+        bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+        macros::classifier,
+        programs::TcContext,
+    };
+    use netpol_common::{Direction, judge};
+
+    use crate::{frame::Skb, maps::Kernel};
+
+    /// `TC_ACT_UNSPEC` passes and lets the other programs on the device have their say.
+    #[inline(always)]
+    fn verdict(ctx: TcContext, direction: Direction) -> i32 {
+        let skb = Skb::new(ctx);
+        if judge(&skb, &Kernel::of(&skb), direction).passes() {
+            TC_ACT_UNSPEC
+        } else {
+            TC_ACT_SHOT as i32
+        }
+    }
+
+    /// Ingress of the host side of a pod's veth: what the pod sends.
+    #[classifier]
+    pub fn pod_egress(ctx: TcContext) -> i32 {
+        verdict(ctx, Direction::Egress)
+    }
+
+    /// Egress of the host side of a pod's veth: what the pod receives.
+    #[classifier]
+    pub fn pod_ingress(ctx: TcContext) -> i32 {
+        verdict(ctx, Direction::Ingress)
+    }
+
+    /// `bpf_ktime_get_coarse_ns` and others are for programs under a GPL-compatible licence only.
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

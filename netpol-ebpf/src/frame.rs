@@ -1,0 +1,72 @@
+//! A socket buffer as a frame.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_load_bytes, programs::TcContext,
+};
+use netpol_common::Frame;
+
+/// The socket buffer of the packet at the hook.
+pub struct Skb(TcContext);
+
+impl Skb {
+    /// The frame of this context.
+    #[inline(always)]
+    pub fn new(ctx: TcContext) -> Self {
+        Self(ctx)
+    }
+
+    /// The context, for logging.
+    #[inline(always)]
+    pub fn context(&self) -> &TcContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut __sk_buff {
+        self.0.as_ptr().cast()
+    }
+}
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut out = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper checks the offset against the packet, and writes N bytes or says that it did not.
+        let r = unsafe {
+            bpf_skb_load_bytes(
+                self.raw().cast(),
+                offset as u32,
+                out.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        // SAFETY: all N bytes were written.
+        (r == 0).then(|| unsafe { out.assume_init() })
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the verifier allows reads of this context field.
+        unsafe { (*self.raw()).len }
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).ifindex }
+    }
+
+    #[inline(always)]
+    fn came_in_by(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).vlan_present != 0 }
+    }
+}
