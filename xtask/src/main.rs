@@ -1,3 +1,203 @@
-//! Everything that a contributor runs.
+//! Everything that a contributor runs: `cargo xtask --help` is the map.
 
-fn main() {}
+mod machine;
+mod setup;
+mod shell;
+mod tools;
+
+use std::{env, ffi::OsString, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use shell::{become_program, cargo, run, say};
+
+/// Everything that a contributor runs.
+///
+/// Each command installs what it needs first. Start with `cargo xtask run`.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// See the agent enforce a policy: a node of network namespaces, probed before and after (root)
+    ///
+    /// Builds a lab from manifests, shows who reaches whom while the policy is not enforced, starts the agent, and shows it
+    /// again. Then it stays: edit a manifest and the table is probed again.
+    Run {
+        /// A scenario of tests/scenarios, or a directory of manifests; and options of the lab, such as --once. Say
+        /// `cargo xtask run -- --help` for all of them
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
+    /// Run every test: first those that need nothing, then the agent on real packets (root)
+    Test {
+        /// Only tests whose name contains this, for example s01
+        #[arg(long, value_name = "NAME")]
+        only: Option<OsString>,
+        /// For the test programs, for example `-- --nocapture`
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// What continuous integration runs: format, lints, tests (root)
+    Ci,
+    /// Measure (root)
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Build the agent with its eBPF programs, and print where it is
+    Build {
+        /// For use, not for debugging
+        #[arg(long)]
+        release: bool,
+    },
+    /// Install what building needs (rust-src, bpf-linker); the other commands do this by themselves
+    Setup,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What one packet costs in the classifiers, as a ratio to a bare map lookup
+    Datapath {
+        /// Options of the benchmark
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Run { args } => lab(&args),
+        Verb::Test { only, args } => test(only, &args),
+        Verb::Ci => {
+            machine::check()?;
+            run(&mut cargo(["fmt", "--all", "--check"]))?;
+            run(&mut cargo([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "--deny",
+                "warnings",
+            ]))?;
+            test(None, &[])
+        }
+        Verb::Bench {
+            what: Bench::Datapath { args },
+        } => {
+            machine::check()?;
+            setup::setup()?;
+            build(&[
+                "--package",
+                "netpol-tests",
+                "--bin",
+                "netpol-bench",
+                "--release",
+            ])?;
+            become_program(
+                std::process::Command::new(binary("netpol-bench", true)?)
+                    .arg("datapath")
+                    .args(args),
+            )
+        }
+        Verb::Build { release } => {
+            setup::setup()?;
+            build(
+                &["--package", "netpol-agent", "--bins"]
+                    .into_iter()
+                    .chain(release.then_some("--release"))
+                    .collect::<Vec<_>>(),
+            )?;
+            println!("{}", binary("netpol-agent", release)?.display());
+            Ok(())
+        }
+        Verb::Setup => {
+            setup::setup()?;
+            say("setup: everything that building needs is here");
+            Ok(())
+        }
+    }
+}
+
+fn lab(args: &[OsString]) -> Result<()> {
+    machine::check()?;
+    setup::setup()?;
+    build(&[
+        "--package",
+        "netpol-agent",
+        "--package",
+        "netpol-tests",
+        "--bins",
+    ])?;
+    let mut lab = std::process::Command::new(binary("netpol-lab", false)?);
+    become_program(
+        lab.arg("run")
+            .args(args)
+            .env("NETPOL_AGENT_BIN", binary("netpol-agent", false)?),
+    )
+}
+
+/// Tests on real packets mostly wait for what must not arrive, so more of them than processors may run at once; a bound
+/// keeps the number of namespaces, and the time that each agent has, the same on a large machine.
+const TESTS_AT_ONCE: &str = "4";
+
+fn test(only: Option<OsString>, args: &[OsString]) -> Result<()> {
+    machine::check()?;
+    setup::setup()?;
+    // One selection of packages for both commands: another one could choose other features of shared dependencies, and
+    // compile them a second time.
+    build(&["--workspace", "--bins", "--tests"])?;
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--"]);
+    tests
+        .args(only)
+        .args(args)
+        .env("NETPOL_AGENT_BIN", binary("netpol-agent", false)?);
+    if env::var_os("RUST_TEST_THREADS").is_none() {
+        tests.env("RUST_TEST_THREADS", TESTS_AT_ONCE);
+    }
+    run(&mut tests)
+}
+
+fn build(arguments: &[&str]) -> Result<()> {
+    say("building");
+    run(cargo(["build"]).args(arguments))
+}
+
+/// Where cargo put a program: beside this one, or in the other profile's folder.
+fn binary(name: &str, release: bool) -> Result<PathBuf> {
+    let this = env::current_exe().context("where is xtask itself?")?;
+    let target = this
+        .ancestors()
+        .nth(2)
+        .context("xtask is started by cargo, from its target directory")?;
+    let program = target
+        .join(if release { "release" } else { "debug" })
+        .join(name);
+    program
+        .is_file()
+        .then_some(())
+        .with_context(|| format!("cargo built no {}", program.display()))?;
+    Ok(program)
+}
