@@ -3,5 +3,6 @@
 //! Data flows one way: [`cluster`] (objects) and [`node`] (interfaces) feed [`policy`] (the compiler), whose edits go to
 //! [`dataplane`] (maps and links). [`agent`] is the one loop that joins them.
 
+pub mod dataplane;
 pub mod object;
 pub mod policy;

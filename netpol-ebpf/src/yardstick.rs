@@ -2,25 +2,26 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
-#[expect(dead_code, reason = "the bare lookup uses a part of it")]
 mod frame;
+#[cfg(target_arch = "bpf")]
+mod maps;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
         bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-        btf_maps::{Array, LruHashMap},
-        macros::{btf_map, classifier},
+        macros::classifier,
         programs::TcContext,
     };
-    use netpol_common::{Direction, Flow, FlowKey, Frame as _, Packet, Parsed, parse, size};
+    use netpol_common::{
+        Address, Direction, Endpoint, Flow, FlowKey, FlowRef as _, Frame as _, Packet, Parsed,
+        Peer, PortSetId, Reason, RuleKey, Tables, Tick, judge, parse,
+    };
 
-    use crate::frame::Skb;
-
-    #[btf_map]
-    static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS as usize }> = LruHashMap::new();
-    #[btf_map]
-    static EPOCH: Array<u32, 1> = Array::new();
+    use crate::{
+        frame::Skb,
+        maps::{Kernel, Place},
+    };
 
     /// Nothing at all: what a call of a program costs.
     #[classifier]
@@ -37,11 +38,73 @@ mod programs {
             return TC_ACT_SHOT as i32;
         }
         let key = packet.flow_key(skb.interface(), Direction::Ingress);
-        let epoch = EPOCH.get(0).copied().unwrap_or(0);
-        // SAFETY: nobody writes this table while the benchmark runs.
-        match unsafe { FLOWS.get(&key) } {
-            Some(flow) if flow.epoch == epoch => TC_ACT_UNSPEC,
+        let tables = Kernel::of(&skb);
+        let epoch = tables.epoch();
+        match tables.flow(&key) {
+            Some(place) if place.load().epoch == epoch => TC_ACT_UNSPEC,
             _ => TC_ACT_SHOT as i32,
+        }
+    }
+
+    /// The kernel's tables, but every flow is new: looked up, and not believed. `BPF_PROG_TEST_RUN` repeats one packet, whose
+    /// second run would find the flow that the first one has noted.
+    struct Forgetful<'a>(Kernel<'a>);
+
+    impl Tables for Forgetful<'_> {
+        type Flow = Place;
+        #[inline(always)]
+        fn epoch(&self) -> u32 {
+            self.0.epoch()
+        }
+        #[inline(always)]
+        fn now(&self) -> Tick {
+            self.0.now()
+        }
+        #[inline(always)]
+        fn endpoint(&self, interface: u32) -> Option<&Endpoint> {
+            self.0.endpoint(interface)
+        }
+        #[inline(always)]
+        fn flow(&self, key: &FlowKey) -> Option<Place> {
+            // A key that is never written: the lookup is made and misses.
+            let mut other = *key;
+            other.pad[0] = 1;
+            self.0.flow(&other)
+        }
+        #[inline(always)]
+        fn remember(&self, key: &FlowKey, flow: Flow) {
+            self.0.remember(key, flow);
+        }
+        #[inline(always)]
+        fn host(&self, address: &Address) -> Option<Peer> {
+            self.0.host(address)
+        }
+        #[inline(always)]
+        fn net(&self, address: &Address) -> Option<Peer> {
+            self.0.net(address)
+        }
+        #[inline(always)]
+        fn rule(&self, key: &RuleKey) -> Option<PortSetId> {
+            self.0.rule(key)
+        }
+        #[inline(always)]
+        fn port(&self, set: PortSetId, protocol: u8, port: u16) -> bool {
+            self.0.port(set, protocol, port)
+        }
+        #[inline(always)]
+        fn count(&self, slot: u32, direction: Direction, reason: Reason, length: u32) {
+            self.0.count(slot, direction, reason, length);
+        }
+    }
+
+    /// `pod_ingress` for which every flow is new.
+    #[classifier]
+    pub fn pod_ingress_new(ctx: TcContext) -> i32 {
+        let skb = Skb::new(ctx);
+        if judge(&skb, &Forgetful(Kernel::of(&skb)), Direction::Ingress).passes() {
+            TC_ACT_UNSPEC
+        } else {
+            TC_ACT_SHOT as i32
         }
     }
 

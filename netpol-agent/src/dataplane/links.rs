@@ -1,0 +1,247 @@
+//! Programs on devices: TCX links where the kernel has them, clsact filters over netlink where not.
+//!
+//! Nothing is ever detached first: a program that is there already is replaced in place, so that no packet finds the hook
+//! empty.
+
+use std::{io, os::fd::AsFd as _};
+
+use aya::{
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    },
+    util::KernelVersion,
+};
+use netpol_common::Direction;
+
+use super::{
+    Error,
+    pins::{LinkPin, Pins},
+    sys,
+};
+
+/// Which kind of hook to use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HookChoice {
+    /// TCX where the kernel has it (6.6), clsact where not.
+    #[default]
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// Filters of a clsact queueing discipline.
+    Clsact,
+}
+
+/// The kind of hook in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HookKind {
+    /// TCX links.
+    Tcx,
+    /// Filters of a clsact queueing discipline.
+    Clsact,
+}
+
+impl HookChoice {
+    /// What this choice means on this kernel.
+    pub fn resolve(self) -> HookKind {
+        match self {
+            Self::Tcx => HookKind::Tcx,
+            Self::Clsact => HookKind::Clsact,
+            Self::Auto => match KernelVersion::current() {
+                Ok(version) if version >= KernelVersion::new(6, 6, 0) => HookKind::Tcx,
+                _ => HookKind::Clsact,
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for HookKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Priority and handle by which a filter of ours is known on a device. The handle spells "np".
+const PRIORITY: u16 = 50;
+const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
+
+/// The TC hook at the host side of a veth that sees a direction of its pod.
+const fn hook(direction: Direction) -> TcAttachType {
+    match direction {
+        // What the pod sends comes in to the node.
+        Direction::Egress => TcAttachType::Ingress,
+        Direction::Ingress => TcAttachType::Egress,
+    }
+}
+
+/// Puts `program` on a hook of a device, in place of whatever program of ours is there. The pin keeps it there when the
+/// agent ends.
+///
+/// # Errors
+///
+/// If the device is gone or the kernel refuses.
+pub(super) fn attach(
+    pins: &Pins,
+    program: &mut SchedClassifier,
+    kind: HookKind,
+    interface: u32,
+    device: &str,
+    direction: Direction,
+) -> Result<(), Error> {
+    let wrap = |source: anyhow::Error| Error::Attach {
+        device: device.to_owned(),
+        direction,
+        source,
+    };
+    match kind {
+        HookKind::Tcx => tcx(pins, program, interface, device, direction).map_err(wrap)?,
+        HookKind::Clsact => clsact(pins, program, interface, device, direction).map_err(wrap)?,
+    }
+    // The other kind, if an earlier run used it, goes after this one is in place.
+    let other = LinkPin {
+        interface,
+        direction,
+        clsact: kind == HookKind::Tcx,
+    };
+    detach(pins, other)
+}
+
+fn tcx(
+    pins: &Pins,
+    program: &mut SchedClassifier,
+    interface: u32,
+    device: &str,
+    direction: Direction,
+) -> anyhow::Result<()> {
+    let path = pins.link(LinkPin {
+        interface,
+        direction,
+        clsact: false,
+    });
+    if let Ok(fd) = sys::open_pin(&path) {
+        if sys::tcx_interface(fd.as_fd())? == Some(interface) {
+            let link: SchedClassifierLink =
+                FdLink::from(PinnedLink::from_pin(&path)?).try_into()?;
+            let id = program.attach_to_link(link)?;
+            drop(program.take_link(id)?);
+            return Ok(());
+        }
+        // Its device has gone, and another one has the index now.
+        pins.remove(&path)?;
+    }
+    let id = program.attach_with_options(
+        device,
+        hook(direction),
+        TcAttachOptions::TcxOrder(LinkOrder::first()),
+    )?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(&path)?;
+    Ok(())
+}
+
+fn clsact(
+    pins: &Pins,
+    program: &mut SchedClassifier,
+    interface: u32,
+    device: &str,
+    direction: Direction,
+) -> anyhow::Result<()> {
+    let path = pins.link(LinkPin {
+        interface,
+        direction,
+        clsact: true,
+    });
+    // The pin of the program tells a later run, and `cleanup`, that there is a filter.
+    let there = path.exists()
+        && program
+            .attach_to_link(SchedClassifierLink::attached(
+                device,
+                hook(direction),
+                PRIORITY,
+                HANDLE,
+                None,
+            )?)
+            .and_then(|id| program.take_link(id))
+            // aya deletes the filter when the link is dropped.
+            .map(std::mem::forget)
+            .is_ok();
+    if !there {
+        // It may have one already, ours or somebody else's.
+        if let Err(error) = qdisc_add_clsact(device)
+            && !exists(&error)
+        {
+            return Err(error.into());
+        }
+        let id = program.attach_with_options(
+            device,
+            hook(direction),
+            TcAttachOptions::Netlink(NlOptions {
+                priority: PRIORITY,
+                handle: HANDLE,
+                classid: None,
+            }),
+        )?;
+        std::mem::forget(program.take_link(id)?);
+    }
+    pins.remove(&path)?;
+    program.pin(&path)?;
+    Ok(())
+}
+
+fn exists(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && io.raw_os_error() == Some(libc::EEXIST)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Takes our program off a hook and removes its pin; fine if it is not there.
+///
+/// # Errors
+///
+/// If the pin cannot be removed.
+pub(super) fn detach(pins: &Pins, pin: LinkPin) -> Result<(), Error> {
+    let path = pins.link(pin);
+    if !path.exists() {
+        return Ok(());
+    }
+    if pin.clsact
+        && let Some(device) = name_of(pin.interface)
+        && let Ok(link) =
+            SchedClassifierLink::attached(&device, hook(pin.direction), PRIORITY, HANDLE, None)
+    {
+        // Dropping it deletes the filter.
+        drop(link);
+    }
+    // The last reference to a TCX link is its pin.
+    pins.remove(&path)?;
+    Ok(())
+}
+
+/// The name of a device of this network namespace.
+pub(super) fn name_of(interface: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(interface)
+        .ok()?
+        .into_string()
+        .ok()
+}
+
+/// Whether the device of a pinned link or filter is still there.
+pub(super) fn alive(pins: &Pins, pin: LinkPin) -> bool {
+    if pin.clsact {
+        return name_of(pin.interface).is_some();
+    }
+    sys::open_pin(&pins.link(pin))
+        .and_then(|fd| sys::tcx_interface(fd.as_fd()))
+        .is_ok_and(|interface| interface == Some(pin.interface))
+}

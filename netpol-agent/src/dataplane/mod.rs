@@ -1,0 +1,474 @@
+//! The kernel's side: maps, programs, links and their pins. Knows no Kubernetes type.
+//!
+//! Maps and links are pinned: enforcement goes on when the agent ends, and the next one adopts what it finds.
+
+mod error;
+mod links;
+mod pins;
+mod sys;
+mod tables;
+
+use std::{collections::BTreeSet, path::Path, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray},
+    programs::SchedClassifier,
+};
+use netpol_common::{Direction, Endpoint, Flow, FlowKey, Reason, Tally, map, size};
+
+pub use self::{
+    error::Error,
+    links::{HookChoice, HookKind},
+    sys::grace,
+    tables::TableFill,
+};
+use self::{
+    error::os_error,
+    pins::{LinkPin, Pins},
+    tables::EditTables,
+};
+use crate::{object, policy::edit::Edit};
+
+/// How many entries the tables hold. A pinned table keeps the size with which it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Addresses of pods and nodes.
+    pub hosts: u32,
+    /// Prefixes of ipBlocks.
+    pub nets: u32,
+    /// Pairs of a ruleset and a class.
+    pub rules: u32,
+    /// Prefixes of ports.
+    pub ports: u32,
+    /// Flows.
+    pub flows: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            hosts: size::PEER_HOSTS,
+            nets: size::PEER_NETS,
+            rules: size::RULES,
+            ports: size::PORTS,
+            flows: size::FLOWS,
+        }
+    }
+}
+
+/// How to open the dataplane.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory of the pins, on a bpf file system (mounted there if it is not).
+    pub pins: PathBuf,
+    /// Which hooks to use.
+    pub hook: HookChoice,
+    /// Sizes of tables that are not pinned yet.
+    pub sizes: Sizes,
+    /// Load programs that log the way of packets of endpoints with [`Endpoint::TRACE`].
+    pub trace: bool,
+}
+
+/// The loaded programs and their tables.
+pub struct Dataplane {
+    object: Ebpf,
+    pins: Pins,
+    hook: HookKind,
+    tables: EditTables,
+    endpoints: HashMap<MapData, u32, Endpoint>,
+    statistics: PerCpuArray<MapData, Tally>,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    epoch_map: Array<MapData, u32>,
+    epoch: u32,
+    /// Hooks that carry the programs of this process.
+    attached: BTreeSet<LinkPin>,
+}
+
+/// What [`cleanup`] took away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Removed {
+    /// Hooks that carried a program.
+    pub links: usize,
+    /// Pins of any kind.
+    pub pins: usize,
+}
+
+/// The maps that outlive a process, with the sizes of their keys and values.
+const PINNED: [(&str, usize, usize); 8] = [
+    (map::ENDPOINTS, size_of::<u32>(), size_of::<Endpoint>()),
+    (map::PEER_HOSTS, 16, size_of::<netpol_common::Peer>()),
+    (map::PEER_NETS, 4 + 16, size_of::<netpol_common::Peer>()),
+    (
+        map::RULES,
+        size_of::<netpol_common::RuleKey>(),
+        size_of::<u64>(),
+    ),
+    (map::PORTS, 4 + size_of::<netpol_common::PortKey>(), 1),
+    (map::FLOWS, size_of::<FlowKey>(), size_of::<Flow>()),
+    (map::STATS, size_of::<u32>(), size_of::<Tally>()),
+    (map::EPOCH, size_of::<u32>(), size_of::<u32>()),
+];
+
+impl Dataplane {
+    /// Loads the programs and opens the tables, pinned ones where there are some. Nothing is attached or changed yet.
+    ///
+    /// # Errors
+    ///
+    /// If the object was not built in, the pins cannot be made or have another layout, or the kernel refuses a program.
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        if object::NETPOL.is_empty() {
+            return Err(Error::NotBuilt);
+        }
+        let pins = Pins::new(&options.pins);
+        pins.prepare()?;
+        for (name, key, value) in PINNED {
+            check_layout(&pins.map(name), key, value)?;
+        }
+        let load = |e: aya::EbpfError| Error::Load(e.into());
+        let trace = u8::from(options.trace);
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(map::TRACE, &trace, true)
+            .map_max_entries(map::PEER_HOSTS, options.sizes.hosts)
+            .map_max_entries(map::PEER_NETS, options.sizes.nets)
+            .map_max_entries(map::RULES, options.sizes.rules)
+            .map_max_entries(map::PORTS, options.sizes.ports)
+            .map_max_entries(map::FLOWS, options.sizes.flows);
+        for (name, ..) in PINNED {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut object = loader.load(object::NETPOL).map_err(load)?;
+        for direction in Direction::BOTH {
+            program(&mut object, direction)?
+                .load()
+                .map_err(|e| Error::Load(anyhow::Error::new(e)))?;
+        }
+        let tables = EditTables::take(&mut object)?;
+        let endpoints = take(&mut object, map::ENDPOINTS)?;
+        let statistics = take(&mut object, map::STATS)?;
+        let flows = take(&mut object, map::FLOWS)?;
+        let epoch_map: Array<MapData, u32> = take(&mut object, map::EPOCH)?;
+        let epoch = epoch_map.get(&0, 0).map_err(|e| Error::Read {
+            table: map::EPOCH,
+            source: os_error(e),
+        })?;
+        let mut dataplane = Self {
+            object,
+            pins,
+            hook: options.hook.resolve(),
+            tables,
+            endpoints,
+            statistics,
+            flows,
+            epoch_map,
+            epoch,
+            attached: BTreeSet::new(),
+        };
+        dataplane.collect_dead_links()?;
+        Ok(dataplane)
+    }
+
+    /// The kind of hook in use.
+    pub fn hook(&self) -> HookKind {
+        self.hook
+    }
+
+    /// Writes edits in their order. After an error some of them may be written: writing all of them again is right.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses an element, for example because the table is full.
+    pub fn write(&mut self, edits: &[Edit]) -> Result<(), Error> {
+        self.tables.write(edits)
+    }
+
+    /// Writes what the tables lack of `tables`, the whole content that they should have.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be read or written.
+    pub fn adopt(&mut self, tables: &[Edit]) -> Result<(), Error> {
+        self.tables.adopt(tables)
+    }
+
+    /// Removes what is not in `tables`, the whole content that the tables should have. Only after a [`grace`] since the
+    /// last endpoint that could refer to it was changed.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be read or written.
+    pub fn discard_unknown(&mut self, tables: &[Edit]) -> Result<(), Error> {
+        self.tables.discard_unknown(tables)
+    }
+
+    /// The endpoints as they are in force, by host interface.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Error> {
+        let read = |e| Error::Read {
+            table: map::ENDPOINTS,
+            source: os_error(e),
+        };
+        self.endpoints
+            .iter()
+            .map(|entry| entry.map_err(read))
+            .collect()
+    }
+
+    /// Writes one endpoint: atomic, a packet sees the old one or the new one.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, for example because there are more than [`size::SLOTS`] local pods.
+    pub fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Error> {
+        self.endpoints
+            .insert(interface, endpoint, 0)
+            .map_err(|e| Error::Write {
+                table: map::ENDPOINTS,
+                source: os_error(e),
+            })
+    }
+
+    /// Takes the programs off an interface, then removes its endpoint and the statistics of its slot.
+    ///
+    /// # Errors
+    ///
+    /// If a pin or an element cannot be removed.
+    pub fn remove_endpoint(&mut self, interface: u32) -> Result<(), Error> {
+        for direction in Direction::BOTH {
+            for clsact in [false, true] {
+                let pin = LinkPin {
+                    interface,
+                    direction,
+                    clsact,
+                };
+                links::detach(&self.pins, pin)?;
+                self.attached.remove(&pin);
+            }
+        }
+        let Ok(endpoint) = self.endpoints.get(&interface, 0) else {
+            return Ok(());
+        };
+        match self.endpoints.remove(&interface) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(e) => {
+                return Err(Error::Write {
+                    table: map::ENDPOINTS,
+                    source: os_error(e),
+                });
+            }
+        }
+        self.clear_statistics(endpoint.slot)
+    }
+
+    /// Puts both classifiers on the host side of a pod's veth. Does nothing where this process has done so before.
+    ///
+    /// # Errors
+    ///
+    /// If the device is gone or the kernel refuses.
+    pub fn attach(&mut self, interface: u32, device: &str) -> Result<(), Error> {
+        for direction in Direction::BOTH {
+            let pin = LinkPin {
+                interface,
+                direction,
+                clsact: self.hook == HookKind::Clsact,
+            };
+            if self.attached.contains(&pin) {
+                continue;
+            }
+            let program = program(&mut self.object, direction)?;
+            links::attach(&self.pins, program, self.hook, interface, device, direction)?;
+            self.attached.insert(pin);
+        }
+        Ok(())
+    }
+
+    /// The interfaces that carry a pinned program.
+    ///
+    /// # Errors
+    ///
+    /// If the pins cannot be read.
+    pub fn attached(&self) -> Result<BTreeSet<u32>, Error> {
+        Ok(self
+            .pins
+            .links()?
+            .into_iter()
+            .map(|pin| pin.interface)
+            .collect())
+    }
+
+    /// The number of the last change.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Raises the epoch: from the next packet on, every flow is judged again.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn raise_epoch(&mut self) -> Result<u32, Error> {
+        let next = self.epoch.wrapping_add(1);
+        self.epoch_map.set(0, next, 0).map_err(|e| Error::Write {
+            table: map::EPOCH,
+            source: os_error(e),
+        })?;
+        self.epoch = next;
+        Ok(next)
+    }
+
+    /// What was counted for a slot: per [`Direction`] and [`Reason`].
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn statistics(&self, slot: u32) -> Result<[[Tally; Reason::COUNT]; 2], Error> {
+        let mut all = [[Tally::default(); Reason::COUNT]; 2];
+        for direction in Direction::BOTH {
+            for reason in Reason::ALL {
+                let index = Tally::index(slot, direction, reason);
+                let cpus = self.statistics.get(&index, 0).map_err(|e| Error::Read {
+                    table: map::STATS,
+                    source: os_error(e),
+                })?;
+                let sum = &mut all[direction as usize][reason as usize];
+                for cpu in cpus.iter() {
+                    sum.packets += cpu.packets;
+                    sum.bytes += cpu.bytes;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn clear_statistics(&mut self, slot: u32) -> Result<(), Error> {
+        let failed = |source| Error::Write {
+            table: map::STATS,
+            source,
+        };
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| failed(e))?;
+        for direction in Direction::BOTH {
+            for reason in Reason::ALL {
+                let zero = aya::maps::PerCpuValues::try_from(vec![Tally::default(); cpus])
+                    .map_err(failed)?;
+                self.statistics
+                    .set(Tally::index(slot, direction, reason), zero, 0)
+                    .map_err(|e| failed(os_error(e)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How full the tables are.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be read.
+    pub fn fill(&self) -> Result<Vec<TableFill>, Error> {
+        let mut fill = self.tables.fill()?;
+        let read = |name| {
+            move |e| Error::Read {
+                table: name,
+                source: os_error(e),
+            }
+        };
+        let flows = MapInfo::from_pin(self.pins.map(map::FLOWS)).map_err(read(map::FLOWS))?;
+        fill.push(TableFill {
+            name: map::ENDPOINTS,
+            entries: tables::count(self.endpoints.keys()).map_err(read(map::ENDPOINTS))?,
+            capacity: size::SLOTS as usize,
+        });
+        fill.push(TableFill {
+            name: map::FLOWS,
+            entries: tables::count(self.flows.keys()).map_err(read(map::FLOWS))?,
+            capacity: flows.max_entries() as usize,
+        });
+        Ok(fill)
+    }
+
+    /// What the programs log of traced packets, for [`Options::trace`].
+    ///
+    /// # Errors
+    ///
+    /// If the log buffer cannot be opened.
+    pub fn tracer(&mut self) -> Result<Tracer, Error> {
+        aya_log::EbpfLogger::init(&mut self.object).map_err(|e| Error::Load(anyhow::Error::new(e)))
+    }
+
+    /// Removes pins of links whose device has gone, and the endpoints of those devices.
+    fn collect_dead_links(&mut self) -> Result<(), Error> {
+        let dead: Vec<LinkPin> = self
+            .pins
+            .links()?
+            .into_iter()
+            .filter(|&pin| !links::alive(&self.pins, pin))
+            .collect();
+        for pin in dead {
+            tracing::info!(
+                interface = pin.interface,
+                "the device of a pinned link has gone"
+            );
+            self.remove_endpoint(pin.interface)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads what traced programs log.
+pub type Tracer = aya_log::EbpfLogger<&'static dyn log::Log>;
+
+/// Takes every program off its hook and removes every pin under a pin directory. Pods are open afterwards.
+///
+/// # Errors
+///
+/// If something cannot be removed.
+pub fn cleanup(root: &Path) -> Result<Removed, Error> {
+    let pins = Pins::new(root);
+    let mut removed = Removed::default();
+    for pin in pins.links()? {
+        links::detach(&pins, pin)?;
+        removed.links += 1;
+    }
+    removed.pins = removed.links + pins.remove_all()?;
+    Ok(removed)
+}
+
+fn program(object: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, Error> {
+    let name = match direction {
+        Direction::Ingress => map::POD_INGRESS,
+        Direction::Egress => map::POD_EGRESS,
+    };
+    object
+        .program_mut(name)
+        .ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no program {name}")))?
+        .try_into()
+        .map_err(|e: aya::programs::ProgramError| Error::Load(e.into()))
+}
+
+fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &str,
+) -> Result<T, Error> {
+    let map = object
+        .take_map(name)
+        .ok_or_else(|| Error::Load(anyhow::anyhow!("the object has no map {name}")))?;
+    T::try_from(map).map_err(|e| Error::Load(e.into()))
+}
+
+/// aya opens a pinned map of any layout without a word: compare before it does.
+fn check_layout(pin: &Path, key: usize, value: usize) -> Result<(), Error> {
+    if !pin.exists() {
+        return Ok(());
+    }
+    match MapInfo::from_pin(pin) {
+        Ok(info) if info.key_size() as usize == key && info.value_size() as usize == value => {
+            Ok(())
+        }
+        _ => Err(Error::Layout {
+            path: pin.to_owned(),
+        }),
+    }
+}

@@ -1,0 +1,211 @@
+//! Where pinned maps and links live, and the file system that holds them.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use netpol_common::{Direction, map};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::Error;
+
+/// Where nodes mount it.
+const USUAL: &str = "/sys/fs/bpf";
+
+/// The directory of one agent's pins: `<root>/v<schema>/`.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+/// A pinned link or, where the kernel has no links for this hook, the pinned program of a filter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct LinkPin {
+    /// Index of the device.
+    pub(super) interface: u32,
+    /// The hook, seen from the pod.
+    pub(super) direction: Direction,
+    /// Whether it stands for a clsact filter.
+    pub(super) clsact: bool,
+}
+
+impl Pins {
+    /// The pins under `root`, which need not exist yet.
+    pub(super) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.join(format!("v{}", map::SCHEMA))
+    }
+
+    /// The pin of a map.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+
+    /// The pin of a link.
+    pub(super) fn link(&self, pin: LinkPin) -> PathBuf {
+        let kind = if pin.clsact { "clsact" } else { "tcx" };
+        self.directory()
+            .join(format!("{kind}-{}-{}", pin.interface, pin.direction))
+    }
+
+    /// Makes the directory, on a BPF file system that is mounted if it is not there yet.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be made or the file system cannot be mounted (needs `CAP_SYS_ADMIN`).
+    pub(super) fn prepare(&self) -> Result<(), Error> {
+        let wrap = |what: &'static str| {
+            let path = self.root.clone();
+            move |source: io::Error| Error::Pins { what, path, source }
+        };
+        let existing = self
+            .root
+            .ancestors()
+            .find(|p| p.exists())
+            .unwrap_or(Path::new("/"));
+        if !is_bpf(existing) {
+            let target = if self.root.starts_with(USUAL) {
+                Path::new(USUAL)
+            } else {
+                self.root.as_path()
+            };
+            fs::create_dir_all(target).map_err(wrap("make the directory"))?;
+            mount(
+                Some("bpf"),
+                target,
+                Some("bpf"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                Some("mode=0700"),
+            )
+            .map_err(io::Error::from)
+            .map_err(wrap("mount the bpf file system"))?;
+        }
+        fs::create_dir_all(self.directory()).map_err(wrap("make the directory"))
+    }
+
+    /// The pinned links.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be read. A directory that is not there holds no links.
+    pub(super) fn links(&self) -> Result<Vec<LinkPin>, Error> {
+        let mut found = vec![];
+        let entries = match fs::read_dir(self.directory()) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(source) => {
+                return Err(Error::Pins {
+                    what: "read",
+                    path: self.directory(),
+                    source,
+                });
+            }
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let mut parts = name.to_str().unwrap_or_default().split('-');
+            let clsact = match parts.next() {
+                Some("tcx") => false,
+                Some("clsact") => true,
+                _ => continue,
+            };
+            let Some(interface) = parts.next().and_then(|n| n.parse().ok()) else {
+                continue;
+            };
+            let direction = match parts.next() {
+                Some("ingress") => Direction::Ingress,
+                Some("egress") => Direction::Egress,
+                _ => continue,
+            };
+            found.push(LinkPin {
+                interface,
+                direction,
+                clsact,
+            });
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes one pin; one that is not there is fine.
+    ///
+    /// # Errors
+    ///
+    /// If the pin is there and cannot be removed.
+    pub(super) fn remove(&self, path: &Path) -> Result<bool, Error> {
+        match fs::remove_file(path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::Pins {
+                what: "remove",
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Removes every pin of every schema and the directories that held them, and takes away the file system if it was
+    /// mounted for this directory alone. Returns how many pins were removed.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be removed.
+    pub(super) fn remove_all(&self) -> Result<usize, Error> {
+        let wrap = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Pins {
+                what: "remove",
+                path,
+                source,
+            }
+        };
+        let mut removed = 0;
+        if !self.root.exists() || !is_bpf(&self.root) {
+            return Ok(0);
+        }
+        for schema in fs::read_dir(&self.root)
+            .map_err(wrap(&self.root))?
+            .flatten()
+        {
+            let path = schema.path();
+            if !path.is_dir() {
+                continue;
+            }
+            for pin in fs::read_dir(&path).map_err(wrap(&path))?.flatten() {
+                fs::remove_file(pin.path()).map_err(wrap(&pin.path()))?;
+                removed += 1;
+            }
+            fs::remove_dir(&path).map_err(wrap(&path))?;
+        }
+        if is_mount_point(&self.root) {
+            if self.root != Path::new(USUAL) {
+                umount2(&self.root, MntFlags::MNT_DETACH)
+                    .map_err(io::Error::from)
+                    .map_err(wrap(&self.root))?;
+            }
+        } else {
+            fs::remove_dir(&self.root).map_err(wrap(&self.root))?;
+        }
+        Ok(removed)
+    }
+}
+
+fn is_bpf(path: &Path) -> bool {
+    statfs(path).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let device = |p: &Path| fs::metadata(p).map(|m| m.dev()).ok();
+    path.parent()
+        .is_some_and(|parent| device(path) != device(parent))
+}

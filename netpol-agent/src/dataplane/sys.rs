@@ -1,0 +1,98 @@
+//! Kernel calls which aya does not offer.
+#![expect(unsafe_code, reason = "bpf(2) and membarrier(2)")]
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::Pod;
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: the kernel reads and writes no more than the size says; pointers in `attr` are the callers' affair.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_int,
+            std::ptr::from_mut(attr),
+            mem::size_of::<bpf_attr>(),
+        )
+    };
+    if r < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(r)
+    }
+}
+
+/// Writes many elements with one call (`BPF_MAP_UPDATE_BATCH`; hash since 5.6, trie since 5.13). Returns how many were
+/// written before the error, if there is one.
+///
+/// `K` and `V` must be the map's key and value types.
+pub(super) fn update_batch<K: Copy, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
+    assert_eq!(keys.len(), values.len(), "a batch pairs keys and values");
+    // SAFETY: plain data for which zero is valid.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = keys.len() as u32;
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr)
+        .map(drop)
+        .map_err(|error| {
+            // SAFETY: the member that was written above; the kernel leaves the number of written elements there.
+            (unsafe { attr.batch.count } as usize, error)
+        })
+}
+
+/// The device on which a TCX link sits: its index, 0 once the device is gone. `None` if it is no TCX link.
+pub(super) fn tcx_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    const BPF_LINK_TYPE_TCX: u32 = 11;
+    // SAFETY: plain data for which zero is valid.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    // SAFETY: as above.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info = &raw mut info as u64;
+    attr.info.info_len = mem::size_of::<bpf_link_info>() as u32;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    if info.type_ != BPF_LINK_TYPE_TCX {
+        return Ok(None);
+    }
+    // SAFETY: the kernel fills the member that belongs to the type.
+    Ok(Some(unsafe { info.__bindgen_anon_1.tcx.ifindex }))
+}
+
+/// Opens a pinned object of any kind.
+pub(super) fn open_pin(path: &std::path::Path) -> io::Result<OwnedFd> {
+    use std::os::{fd::FromRawFd as _, unix::ffi::OsStrExt as _};
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: plain data for which zero is valid.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Returns when every packet that was being judged when it was called is through.
+///
+/// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu()` (kernel/sched/membarrier.c), and TC programs run inside an RCU read
+/// section (net/sched/cls_bpf.c, net/core/dev.c `sch_handle_ingress`). Blocks for some milliseconds; call it off the loop.
+///
+/// # Errors
+///
+/// None on ordinary kernels. Where the call is refused (`nohz_full` CPUs, seccomp) it sleeps for a second instead, which is
+/// longer than any packet is judged.
+pub fn grace() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no memory is passed.
+    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
