@@ -6,7 +6,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// An IPv6 packet that carries a mapped address on the wire never gets this far: [`crate::parse`] refuses it (RFC 4038
 /// section 4.2), so the two families cannot be confused.
-#[repr(transparent)]
+///
+/// Aligned, because the compiler of eBPF programs moves bytes one by one where it knows of no alignment.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Address(pub [u8; 16]);
 

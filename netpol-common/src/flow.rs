@@ -17,10 +17,8 @@ pub struct FlowKey {
     pub local_port: u16,
     /// The peer's port in host byte order; for an ICMP echo 0 if the pod asks and 1 if the peer asks.
     pub remote_port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Always 0.
-    pub pad: [u8; 3],
+    /// IP protocol number; a whole word, so that the key has no padding.
+    pub protocol: u32,
 }
 const _: () = assert!(size_of::<FlowKey>() == 28);
 
@@ -55,8 +53,8 @@ pub struct Flow {
     pub origin: u8,
     /// The [`Phase`].
     pub phase: u8,
-    /// Always 0.
-    pub pad: u16,
+    /// The slot of the endpoint: a packet of a known flow is counted without a look at its endpoint.
+    pub slot: u16,
     /// When its last allowed packet was noted, in [`Tick`]s.
     pub seen: u64,
 }
@@ -88,12 +86,12 @@ pub const fn lifetime(protocol: u8, phase: u8) -> Tick {
 impl Flow {
     /// A flow that its first packet has just opened.
     #[inline(always)]
-    pub const fn open(epoch: u32, origin: Direction, now: Tick) -> Self {
+    pub const fn open(epoch: u32, origin: Direction, slot: u16, now: Tick) -> Self {
         Self {
             epoch,
             origin: origin as u8,
             phase: Phase::Opening as u8,
-            pad: 0,
+            slot,
             seen: now as u64,
         }
     }

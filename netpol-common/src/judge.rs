@@ -31,9 +31,9 @@ pub trait Tables {
     fn port(&self, set: PortSetId, protocol: u8, port: u16) -> bool;
     /// Counts a verdict. `length` in bytes, Ethernet header included.
     fn count(&self, slot: u32, direction: Direction, reason: Reason, length: u32);
-    /// Notes a step of the way of a packet, for a developer.
+    /// Notes a step of the way of a packet at an interface, for a developer.
     #[inline(always)]
-    fn trace(&self, _endpoint: &Endpoint, _step: Step<'_>) {}
+    fn trace(&self, _interface: u32, _step: Step<'_>) {}
 }
 
 /// A step of the way of a packet.
@@ -55,106 +55,131 @@ pub fn judge<F: Frame, T: Tables>(frame: &F, tables: &T, direction: Direction) -
     // Read before anything else: whatever changes while this packet is judged has a higher number, so that a flow noted
     // here on the ground of older tables will be judged again.
     let epoch = tables.epoch();
-    let Some(endpoint) = tables.endpoint(frame.interface()) else {
+    let interface = frame.interface();
+    let packet = match parse(frame) {
+        Parsed::Packet(packet) => packet,
+        other => {
+            let Some(endpoint) = tables.endpoint(interface) else {
+                return Reason::Unknown;
+            };
+            let reason = untracked(other, direction, endpoint);
+            tables.count(endpoint.slot, direction, reason, frame.len());
+            tables.trace(interface, Step::Verdict(direction, reason));
+            return reason;
+        }
+    };
+    tables.trace(interface, Step::Parsed(direction, &packet));
+
+    let now = tables.now();
+    let key = packet.flow_key(interface, direction);
+    let place = tables.flow(&key);
+    // Whether the entry is this packet's flow: neither expired nor another connection on the same ports.
+    let mut live = false;
+    let mut origin = direction;
+    if let Some(place) = &place {
+        let known = place.load();
+        tables.trace(interface, Step::Known(known.origin(), known.epoch, epoch));
+        // A SYN against the direction of the flow opens another connection.
+        let other = packet.opens() && known.origin != direction as u8;
+        if !other && !known.expired(packet.protocol, now) {
+            // The fast path needs no endpoint: only an endpoint's flow has an entry, which knows the endpoint's slot.
+            if known.epoch == epoch {
+                let next = known.advance(&packet, direction, epoch, now);
+                // Written back at most once a tick, and when the phase changes.
+                if next != known {
+                    place.store(next);
+                }
+                tables.count(known.slot.into(), direction, Reason::Flow, frame.len());
+                tables.trace(interface, Step::Verdict(direction, Reason::Flow));
+                return Reason::Flow;
+            }
+            live = true;
+            origin = known.origin();
+        }
+    }
+
+    let Some(endpoint) = tables.endpoint(interface) else {
         return Reason::Unknown;
     };
-    let reason = reason(frame, tables, direction, endpoint, epoch);
+    let reason = match allowed(frame, tables, direction, endpoint, &packet, &key, origin) {
+        Ok(reason) => {
+            if matches!(reason, Reason::Open | Reason::Rule) {
+                match &place {
+                    Some(place) if live => {
+                        place.store(place.load().advance(&packet, direction, epoch, now));
+                    }
+                    _ => tables.remember(
+                        &key,
+                        Flow::open(epoch, direction, endpoint.slot as u16, now),
+                    ),
+                }
+            }
+            reason
+        }
+        // The entry of a revoked flow stays: it tells that the other side did not open this conversation either.
+        Err(NotAllowed) if live => Reason::Revoked,
+        Err(NotAllowed) if packet.strays() => Reason::NoFlow,
+        Err(NotAllowed) => Reason::Denied,
+    };
     tables.count(endpoint.slot, direction, reason, frame.len());
-    tables.trace(endpoint, Step::Verdict(direction, reason));
+    tables.trace(interface, Step::Verdict(direction, reason));
     reason
 }
 
+/// The verdict on what is not a packet of some flow.
 #[inline(always)]
-fn reason<F: Frame, T: Tables>(
+fn untracked(parsed: Parsed, direction: Direction, endpoint: &Endpoint) -> Reason {
+    match parsed {
+        Parsed::Packet(_) | Parsed::Neighbour => Reason::Neighbour,
+        Parsed::Router if matches!(direction, Direction::Ingress) => Reason::Neighbour,
+        // Also from a pod that no policy selects: it would speak for the node.
+        Parsed::Router => Reason::Router,
+        // Fails closed when isolated. A pod that no policy selects is never restricted.
+        Parsed::Opaque(reason) if endpoint.isolation(direction).ruleset().is_some() => reason,
+        Parsed::Opaque(_) => Reason::Untracked,
+    }
+}
+
+/// No rule allows it.
+struct NotAllowed;
+
+/// Why a flow that is new, or that was allowed under older tables, is allowed in the direction in which it was opened
+/// (`origin`).
+#[inline(always)]
+fn allowed<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     direction: Direction,
     endpoint: &Endpoint,
-    epoch: u32,
-) -> Reason {
-    let mut packet = Packet::EMPTY;
-    match parse(frame, &mut packet) {
-        Parsed::Packet => {}
-        Parsed::Neighbour => return Reason::Neighbour,
-        Parsed::Router if matches!(direction, Direction::Ingress) => return Reason::Neighbour,
-        // Also from a pod that no policy selects: it would speak for the node.
-        Parsed::Router => return Reason::Router,
-        Parsed::Opaque(reason) => {
-            // Fails closed when isolated. A pod that no policy selects is never restricted.
-            return if endpoint.isolation(direction).ruleset().is_some() {
-                reason
-            } else {
-                Reason::Untracked
-            };
-        }
-    }
-    tables.trace(endpoint, Step::Parsed(direction, &packet));
-
-    let now = tables.now();
-    let key = packet.flow_key(frame.interface(), direction);
-    let known = tables.flow(&key);
-    let mut origin = direction;
-    let mut revoked = false;
-    if let Some(place) = &known {
-        let flow = place.load();
-        tables.trace(endpoint, Step::Known(flow.origin(), flow.epoch, epoch));
-        // A SYN against the direction of the flow opens another connection on the same ports.
-        let other = packet.opens() && flow.origin != direction as u8;
-        if !flow.expired(packet.protocol, now) && !other {
-            if flow.epoch == epoch {
-                let next = flow.advance(&packet, direction, epoch, now);
-                // Written back at most once a tick, and when the phase changes.
-                if next != flow {
-                    place.store(next);
-                }
-                return Reason::Flow;
-            }
-            origin = flow.origin();
-            revoked = true;
-        }
-    }
-
-    let remote = packet.remote(direction);
-    let reason = match endpoint.isolation(origin).ruleset() {
-        None => Reason::Open,
-        Some(ruleset) => {
-            let peer = peer(tables, &remote);
-            // The pod's own node, both ways. A connection that kube-proxy has translated to a node address came in by
-            // a device: it is not the node.
-            if peer.is_node() && (matches!(direction, Direction::Egress) || frame.came_in_by() == 0)
-            {
-                return Reason::Node;
-            }
-            if remote == endpoint.ipv4 || remote == endpoint.ipv6 {
-                return Reason::Itself;
-            }
-            // The port of the side to which the flow was opened.
-            let port = if matches!(origin, Direction::Ingress) {
-                key.local_port
-            } else {
-                key.remote_port
-            };
-            let set = rule(tables, ruleset, peer.class);
-            tables.trace(endpoint, Step::Judged(origin, peer.class, set));
-            if set == ALL_PORTS || (set != NO_PORTS && tables.port(set, packet.protocol, port)) {
-                Reason::Rule
-            } else if revoked {
-                // The entry stays: it tells that the other side did not open this conversation either.
-                return Reason::Revoked;
-            } else if packet.strays() {
-                return Reason::NoFlow;
-            } else {
-                return Reason::Denied;
-            }
-        }
+    packet: &Packet,
+    key: &FlowKey,
+    origin: Direction,
+) -> Result<Reason, NotAllowed> {
+    let Some(ruleset) = endpoint.isolation(origin).ruleset() else {
+        return Ok(Reason::Open);
     };
-    match &known {
-        Some(place) if revoked => {
-            place.store(place.load().advance(&packet, direction, epoch, now));
-        }
-        _ => tables.remember(&key, Flow::open(epoch, direction, now)),
+    let remote = &key.remote;
+    let peer = peer(tables, remote);
+    // The pod's own node, both ways. A connection that kube-proxy has translated to a node address came in by a device: it
+    // is not the node.
+    if peer.is_node() && (matches!(direction, Direction::Egress) || frame.came_in_by() == 0) {
+        return Ok(Reason::Node);
     }
-    reason
+    if *remote == endpoint.ipv4 || *remote == endpoint.ipv6 {
+        return Ok(Reason::Itself);
+    }
+    // The port of the side to which the flow was opened.
+    let port = match origin {
+        Direction::Ingress => key.local_port,
+        Direction::Egress => key.remote_port,
+    };
+    let set = rule(tables, ruleset, peer.class);
+    tables.trace(frame.interface(), Step::Judged(origin, peer.class, set));
+    if set == ALL_PORTS || (set != NO_PORTS && tables.port(set, packet.protocol, port)) {
+        Ok(Reason::Rule)
+    } else {
+        Err(NotAllowed)
+    }
 }
 
 /// What is known about an address: as a single one first, because the trie is three times slower.

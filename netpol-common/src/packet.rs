@@ -111,8 +111,8 @@ pub enum Probe {
 /// What [`parse`] could make of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Parsed {
-    /// An IP packet whose transport header is there; it stands in the packet that was handed in.
-    Packet,
+    /// An IP packet whose transport header is there.
+    Packet(Packet),
     /// ARP, neighbour discovery or multicast listener discovery that cannot leave the link.
     Neighbour,
     /// A router advertisement or redirect.
@@ -122,17 +122,6 @@ pub enum Parsed {
 }
 
 impl Packet {
-    /// Nothing parsed yet.
-    pub const EMPTY: Self = Self {
-        source: Address::NONE,
-        destination: Address::NONE,
-        protocol: 0,
-        tcp_flags: 0,
-        probe: Probe::None,
-        source_port: 0,
-        destination_port: 0,
-    };
-
     /// The address of the other end.
     #[inline(always)]
     pub const fn remote(&self, direction: Direction) -> Address {
@@ -166,8 +155,7 @@ impl Packet {
             interface,
             local_port,
             remote_port,
-            protocol: self.protocol,
-            pad: [0; 3],
+            protocol: self.protocol as u32,
         }
     }
 
@@ -184,20 +172,19 @@ impl Packet {
     }
 }
 
-/// Parses a frame into `packet`, which holds something useful only if the answer is [`Parsed::Packet`].
-///
-/// The packet is handed in, not returned, because a program has 512 bytes of stack and every move of it takes its share.
+/// Parses a frame.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
+pub fn parse<F: Frame>(frame: &F) -> Parsed {
     if frame.tagged() {
         return Parsed::Opaque(Reason::EtherType);
     }
-    let Some(kind) = frame.load::<2>(12) else {
+    // One call for the Ethernet header and the shortest IPv4 header: what every packet has to have.
+    let Some(h) = frame.load::<34>(0) else {
         return Parsed::Opaque(Reason::Malformed);
     };
-    match u16::from_be_bytes(kind) {
-        ether_type::IPV4 => ipv4(frame, packet),
-        ether_type::IPV6 => ipv6(frame, packet),
+    match u16::from_be_bytes([h[12], h[13]]) {
+        ether_type::IPV4 => ipv4(frame, &h),
+        ether_type::IPV6 => ipv6(frame),
         ether_type::ARP => Parsed::Neighbour,
         _ => Parsed::Opaque(Reason::EtherType),
     }
@@ -205,10 +192,8 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
 
 /// RFC 791 section 3.1.
 #[inline(always)]
-fn ipv4<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
-    let Some(h) = frame.load::<20>(ETHERNET) else {
-        return Parsed::Opaque(Reason::Malformed);
-    };
+fn ipv4<F: Frame>(frame: &F, start: &[u8; 34]) -> Parsed {
+    let h = &start[ETHERNET..];
     let header = (h[0] & 0x0f) as usize * 4;
     let total = u16::from_be_bytes([h[2], h[3]]) as usize;
     // A total length of 0 is a GSO packet of more than 64 KiB (BIG TCP, include/net/ip.h iph_totlen()).
@@ -224,20 +209,22 @@ fn ipv4<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
     if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
         return Parsed::Opaque(Reason::Fragment);
     }
-    packet.source = Address::v4([h[12], h[13], h[14], h[15]]);
-    packet.destination = Address::v4([h[16], h[17], h[18], h[19]]);
-    packet.protocol = h[9];
-    transport(frame, packet, ETHERNET + header, end)
+    let source = Address::v4([h[12], h[13], h[14], h[15]]);
+    let destination = Address::v4([h[16], h[17], h[18], h[19]]);
+    transport(frame, source, destination, h[9], ETHERNET + header, end)
 }
 
 /// RFC 8200 sections 3 and 4.
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
-    let Some(h) = frame.load::<40>(ETHERNET) else {
+fn ipv6<F: Frame>(frame: &F) -> Parsed {
+    let (Some(h), Some(source), Some(destination)) = (
+        frame.load::<8>(ETHERNET),
+        frame.load(ETHERNET + 8),
+        frame.load(ETHERNET + 24),
+    ) else {
         return Parsed::Opaque(Reason::Malformed);
     };
-    packet.source.0.copy_from_slice(&h[8..24]);
-    packet.destination.0.copy_from_slice(&h[24..40]);
+    let (source, destination) = (Address(source), Address(destination));
     let payload = u16::from_be_bytes([h[4], h[5]]) as usize;
     // A payload length of 0 is a jumbogram (RFC 2675): on a node that is a GSO packet (BIG TCP).
     let end = if payload == 0 {
@@ -245,11 +232,7 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
     } else {
         IPV6_PAYLOAD + payload
     };
-    if h[0] >> 4 != 6
-        || end > frame.len() as usize
-        || packet.source.is_v4()
-        || packet.destination.is_v4()
-    {
+    if h[0] >> 4 != 6 || end > frame.len() as usize || source.is_v4() || destination.is_v4() {
         return Parsed::Opaque(Reason::Malformed);
     }
     let mut next = h[6];
@@ -321,47 +304,66 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
             _ => {}
         }
     }
-    packet.protocol = next;
-    transport(frame, packet, at, end)
+    transport(frame, source, destination, next, at, end)
 }
 
 #[inline(always)]
-fn transport<F: Frame>(frame: &F, packet: &mut Packet, at: usize, end: usize) -> Parsed {
-    let number = packet.protocol;
+fn transport<F: Frame>(
+    frame: &F,
+    source: Address,
+    destination: Address,
+    number: u8,
+    at: usize,
+    end: usize,
+) -> Parsed {
     // The whole fixed header has to be there, inside the length that the IP header states.
     let header = match number {
         protocol::TCP => 20,
         protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
         protocol::SCTP => 12,
-        _ => return Parsed::Packet,
+        _ => 0,
     };
     if at + header > end {
         return Parsed::Opaque(Reason::Malformed);
     }
-    let Some(t) = frame.load::<8>(at) else {
-        return Parsed::Opaque(Reason::Malformed);
-    };
-    if number == protocol::ICMP || number == protocol::ICMPV6 {
-        packet.probe = match (number, t[0]) {
-            (protocol::ICMP, icmp::ECHO_REQUEST) | (protocol::ICMPV6, icmp::V6_ECHO_REQUEST) => {
-                Probe::EchoRequest
-            }
-            (protocol::ICMP, icmp::ECHO_REPLY) | (protocol::ICMPV6, icmp::V6_ECHO_REPLY) => {
-                Probe::EchoReply
-            }
-            _ => return Parsed::Packet,
-        };
-        packet.source_port = u16::from_be_bytes([t[4], t[5]]);
-        packet.destination_port = packet.source_port;
-        return Parsed::Packet;
-    }
-    packet.source_port = u16::from_be_bytes([t[0], t[1]]);
-    packet.destination_port = u16::from_be_bytes([t[2], t[3]]);
+    let (mut source_port, mut destination_port, mut tcp_flags) = (0, 0, 0);
+    let mut probe = Probe::None;
     if number == protocol::TCP {
-        let Some([_, flags]) = frame.load::<2>(at + 12) else {
+        let Some(t) = frame.load::<14>(at) else {
             return Parsed::Opaque(Reason::Malformed);
         };
-        packet.tcp_flags = flags;
+        source_port = u16::from_be_bytes([t[0], t[1]]);
+        destination_port = u16::from_be_bytes([t[2], t[3]]);
+        tcp_flags = t[13];
+    } else if header != 0 {
+        let Some(t) = frame.load::<8>(at) else {
+            return Parsed::Opaque(Reason::Malformed);
+        };
+        if number == protocol::ICMP || number == protocol::ICMPV6 {
+            probe = match (number, t[0]) {
+                (protocol::ICMP, icmp::ECHO_REQUEST)
+                | (protocol::ICMPV6, icmp::V6_ECHO_REQUEST) => Probe::EchoRequest,
+                (protocol::ICMP, icmp::ECHO_REPLY) | (protocol::ICMPV6, icmp::V6_ECHO_REPLY) => {
+                    Probe::EchoReply
+                }
+                _ => Probe::None,
+            };
+            if !matches!(probe, Probe::None) {
+                source_port = u16::from_be_bytes([t[4], t[5]]);
+                destination_port = source_port;
+            }
+        } else {
+            source_port = u16::from_be_bytes([t[0], t[1]]);
+            destination_port = u16::from_be_bytes([t[2], t[3]]);
+        }
     }
-    Parsed::Packet
+    Parsed::Packet(Packet {
+        source,
+        destination,
+        protocol: number,
+        tcp_flags,
+        probe,
+        source_port,
+        destination_port,
+    })
 }

@@ -125,7 +125,7 @@ const _: () = assert!(size_of::<RuleKey>() == 16);
 /// Key of [`map::PORTS`], a longest-prefix trie: a port set, a protocol, and a prefix of a port.
 ///
 /// A range of ports is at most 30 prefixes. All ports of a protocol are the prefix of length [`PortKey::PROTOCOL_BITS`].
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortKey {
     /// The [`PortSetId`] in native byte order.

@@ -29,10 +29,14 @@ impl Skb {
     }
 }
 
+/// Bytes that can be moved in words.
+#[repr(C, align(8))]
+struct Aligned<const N: usize>([u8; N]);
+
 impl Frame for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut out = MaybeUninit::<[u8; N]>::uninit();
+        let mut out = MaybeUninit::<Aligned<N>>::uninit();
         // SAFETY: the helper checks the offset against the packet, and writes N bytes or says that it did not.
         let r = unsafe {
             bpf_skb_load_bytes(
@@ -42,8 +46,8 @@ impl Frame for Skb {
                 N as u32,
             )
         };
-        // SAFETY: all N bytes were written.
-        (r == 0).then(|| unsafe { out.assume_init() })
+        // SAFETY: all N bytes were written; nobody reads those that only align.
+        (r == 0).then(|| unsafe { (*out.as_ptr()).0 })
     }
 
     #[inline(always)]

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::info;
 use netpol_common::{
-    Address, Direction, Endpoint, Flow, FlowKey, FlowRef, Frame as _, Peer, PortKey, PortSetId,
-    Reason, RuleKey, Step, TICK_SHIFT, Tables, Tally, Tick, size,
+    Address, Direction, Endpoint, Flow, FlowKey, FlowRef, Peer, PortKey, PortSetId, Reason,
+    RuleKey, Step, TICK_SHIFT, Tables, Tally, Tick, size,
 };
 
 use crate::frame::Skb;
@@ -148,11 +148,17 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn trace(&self, endpoint: &Endpoint, step: Step<'_>) {
-        if TRACE.load() == 0 || endpoint.flags & Endpoint::TRACE == 0 {
+    fn trace(&self, interface: u32, step: Step<'_>) {
+        if TRACE.load() == 0 {
             return;
         }
-        let (context, interface) = (self.0.context(), self.0.interface());
+        if !self
+            .endpoint(interface)
+            .is_some_and(|e| e.flags & Endpoint::TRACE != 0)
+        {
+            return;
+        }
+        let context = self.0.context();
         match step {
             Step::Parsed(direction, packet) => info!(
                 context,

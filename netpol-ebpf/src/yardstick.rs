@@ -33,10 +33,9 @@ mod programs {
     #[classifier]
     pub fn bare_lookup(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx);
-        let mut packet = Packet::EMPTY;
-        if parse(&skb, &mut packet) != Parsed::Packet {
+        let Parsed::Packet(packet) = parse(&skb) else {
             return TC_ACT_SHOT as i32;
-        }
+        };
         let key = packet.flow_key(skb.interface(), Direction::Ingress);
         let tables = Kernel::of(&skb);
         let epoch = tables.epoch();
@@ -68,7 +67,7 @@ mod programs {
         fn flow(&self, key: &FlowKey) -> Option<Place> {
             // A key that is never written: the lookup is made and misses.
             let mut other = *key;
-            other.pad[0] = 1;
+            other.protocol = u32::MAX;
             self.0.flow(&other)
         }
         #[inline(always)]
