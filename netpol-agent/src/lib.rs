@@ -5,4 +5,5 @@
 
 pub mod dataplane;
 pub mod object;
+pub mod packet_builder;
 pub mod policy;

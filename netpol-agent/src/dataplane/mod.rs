@@ -4,6 +4,7 @@
 
 mod error;
 mod links;
+pub mod memory;
 mod pins;
 mod sys;
 mod tables;

@@ -1,0 +1,283 @@
+//! The tables in memory: what the kernel's maps would hold, for the very judge that runs in the kernel.
+//!
+//! Tests, `matrix` and `explain` ask these tables; nothing here touches the kernel.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use netpol_common::{
+    Address, Direction, Endpoint, Flow, FlowKey, FlowRef, Frame, Peer, PortKey, PortSetId, Reason,
+    RuleKey, Tables, Tally, Tick,
+};
+
+use crate::policy::Edit;
+
+/// A place in the flow table.
+#[derive(Clone, Debug)]
+pub struct FlowCell(Arc<Mutex<Flow>>);
+
+impl FlowRef for FlowCell {
+    fn load(&self) -> Flow {
+        *lock(&self.0)
+    }
+
+    fn store(&self, flow: Flow) {
+        *lock(&self.0) = flow;
+    }
+}
+
+/// A panic elsewhere leaves plain data behind, never half of an update.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All tables.
+#[derive(Default, Debug)]
+pub struct MemoryTables {
+    ports: BTreeMap<(PortKey, u32), ()>,
+    rules: BTreeMap<RuleKey, PortSetId>,
+    hosts: BTreeMap<Address, Peer>,
+    nets: BTreeMap<(Address, u32), Peer>,
+    /// How many prefixes there are of each length.
+    lengths: BTreeMap<u32, usize>,
+    endpoints: BTreeMap<u32, Endpoint>,
+    flows: Mutex<HashMap<FlowKey, FlowCell>>,
+    counts: Mutex<HashMap<(u32, Direction, Reason), Tally>>,
+    epoch: AtomicU32,
+    now: AtomicU32,
+}
+
+impl Clone for MemoryTables {
+    /// A copy that shares nothing, flows included.
+    fn clone(&self) -> Self {
+        let flows = lock(&self.flows)
+            .iter()
+            .map(|(key, flow)| (*key, FlowCell(Arc::new(Mutex::new(flow.load())))))
+            .collect();
+        Self {
+            ports: self.ports.clone(),
+            rules: self.rules.clone(),
+            hosts: self.hosts.clone(),
+            nets: self.nets.clone(),
+            lengths: self.lengths.clone(),
+            endpoints: self.endpoints.clone(),
+            flows: Mutex::new(flows),
+            counts: Mutex::new(lock(&self.counts).clone()),
+            epoch: AtomicU32::new(self.epoch.load(Ordering::Relaxed)),
+            now: AtomicU32::new(self.now.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl MemoryTables {
+    /// Empty tables.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Writes an edit.
+    pub fn write(&mut self, edit: &Edit) {
+        match *edit {
+            Edit::Port { key, bits, present } => {
+                let key = (port_prefix(key, bits), bits);
+                if present {
+                    self.ports.insert(key, ());
+                } else {
+                    self.ports.remove(&key);
+                }
+            }
+            Edit::Rule { key, ports } => put(&mut self.rules, key, ports),
+            Edit::Host { address, peer } => put(&mut self.hosts, address, peer),
+            Edit::Net {
+                address,
+                bits,
+                peer,
+            } => {
+                let key = (net_prefix(&address, bits), bits);
+                let before = self.nets.len();
+                put(&mut self.nets, key, peer);
+                let count = self.lengths.entry(bits).or_default();
+                *count = *count + self.nets.len() - before;
+                if *count == 0 {
+                    self.lengths.remove(&bits);
+                }
+            }
+        }
+    }
+
+    /// Writes edits in their order.
+    pub fn write_all<'a>(&mut self, edits: impl IntoIterator<Item = &'a Edit>) {
+        for edit in edits {
+            self.write(edit);
+        }
+    }
+
+    /// Everything that edits have written, in the order of [`crate::policy::Index::tables`].
+    pub fn content(&self) -> Vec<Edit> {
+        let ports = self.ports.keys().map(|&(key, bits)| Edit::Port {
+            key,
+            bits,
+            present: true,
+        });
+        let rules = self.rules.iter().map(|(key, ports)| Edit::Rule {
+            key: *key,
+            ports: Some(*ports),
+        });
+        let hosts = self.hosts.iter().map(|(address, peer)| Edit::Host {
+            address: *address,
+            peer: Some(*peer),
+        });
+        let nets = self.nets.iter().map(|(&(address, bits), peer)| Edit::Net {
+            address,
+            bits,
+            peer: Some(*peer),
+        });
+        ports.chain(rules).chain(hosts).chain(nets).collect()
+    }
+
+    /// Sets the endpoint behind a host interface; `None` removes it.
+    pub fn set_endpoint(&mut self, interface: u32, endpoint: Option<Endpoint>) {
+        put(&mut self.endpoints, interface, endpoint);
+    }
+
+    /// Raises the epoch: every flow is judged again on its next packet.
+    pub fn raise_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sets the coarse clock.
+    pub fn set_now(&self, now: Tick) {
+        self.now.store(now, Ordering::Relaxed);
+    }
+
+    /// Forgets every flow.
+    pub fn clear_flows(&self) {
+        lock(&self.flows).clear();
+    }
+
+    /// What was counted for a slot, a direction and a reason.
+    pub fn counted(&self, slot: u32, direction: Direction, reason: Reason) -> Tally {
+        lock(&self.counts)
+            .get(&(slot, direction, reason))
+            .copied()
+            .unwrap_or_default()
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => {
+            map.insert(key, value);
+        }
+        None => {
+            map.remove(&key);
+        }
+    }
+}
+
+/// The port of a key without the bits after the prefix.
+fn port_prefix(key: PortKey, bits: u32) -> PortKey {
+    let free = PortKey::FULL_BITS - bits;
+    let port = u32::from(u16::from_be_bytes(key.port)) >> free << free;
+    PortKey {
+        port: (port as u16).to_be_bytes(),
+        ..key
+    }
+}
+
+/// The address without the bits after the prefix.
+fn net_prefix(address: &Address, bits: u32) -> Address {
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    Address((u128::from_be_bytes(address.0) & mask).to_be_bytes())
+}
+
+impl Tables for MemoryTables {
+    type Flow = FlowCell;
+
+    fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    fn now(&self) -> Tick {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    fn endpoint(&self, interface: u32) -> Option<&Endpoint> {
+        self.endpoints.get(&interface)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<FlowCell> {
+        lock(&self.flows).get(key).cloned()
+    }
+
+    fn remember(&self, key: &FlowKey, flow: Flow) {
+        lock(&self.flows).insert(*key, FlowCell(Arc::new(Mutex::new(flow))));
+    }
+
+    fn host(&self, address: &Address) -> Option<Peer> {
+        self.hosts.get(address).copied()
+    }
+
+    fn net(&self, address: &Address) -> Option<Peer> {
+        let mut lengths = self.lengths.keys().rev();
+        lengths.find_map(|&bits| self.nets.get(&(net_prefix(address, bits), bits)).copied())
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<PortSetId> {
+        self.rules.get(key).copied()
+    }
+
+    fn port(&self, set: PortSetId, protocol: u8, port: u16) -> bool {
+        let key = PortKey::new(set, protocol, port);
+        (PortKey::PROTOCOL_BITS..=PortKey::FULL_BITS)
+            .any(|bits| self.ports.contains_key(&(port_prefix(key, bits), bits)))
+    }
+
+    fn count(&self, slot: u32, direction: Direction, reason: Reason, length: u32) {
+        let mut counts = lock(&self.counts);
+        let tally = counts.entry((slot, direction, reason)).or_default();
+        tally.packets += 1;
+        tally.bytes += u64::from(length);
+    }
+}
+
+/// A frame in memory.
+#[derive(Clone, Debug, Default)]
+pub struct SliceFrame<'a> {
+    /// From the Ethernet header on.
+    pub bytes: &'a [u8],
+    /// The device of the hook.
+    pub interface: u32,
+    /// The device by which the packet came to the node, 0 if the node itself sent it.
+    pub came_in_by: u32,
+    /// Whether a VLAN tag was taken off.
+    pub tagged: bool,
+}
+
+impl Frame for SliceFrame<'_> {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let bytes = self.bytes.get(offset..offset.checked_add(N)?)?;
+        bytes.try_into().ok()
+    }
+
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn interface(&self) -> u32 {
+        self.interface
+    }
+
+    fn came_in_by(&self) -> u32 {
+        self.came_in_by
+    }
+
+    fn tagged(&self) -> bool {
+        self.tagged
+    }
+}

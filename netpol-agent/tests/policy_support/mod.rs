@@ -1,0 +1,243 @@
+//! Small worlds, and how to ask the tables and the reference about them.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use netpol_agent::{
+    dataplane::memory::{MemoryTables, SliceFrame},
+    packet_builder::{Payload, frame},
+    policy::{
+        Change, Edit, Index, ObjectChange, PodIsolation,
+        object::{ObjectKey, Protocol},
+        reference::{Family, Party, Snapshot},
+    },
+};
+use netpol_common::{
+    ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, NO_PORTS, RuleKey, Tables, judge,
+};
+
+/// The node whose pods are enforced.
+pub const HERE: &str = "here";
+
+/// One question: may a local pod and a remote address talk in this direction, on this port?
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Question {
+    pub pod: ObjectKey,
+    pub direction: Direction,
+    pub remote: IpAddr,
+    /// `None` is an ICMP echo.
+    pub protocol: Option<Protocol>,
+    pub port: u16,
+}
+
+/// Ports on both sides of every boundary that the worlds of the property tests use.
+pub const PROBES: [(Option<Protocol>, u16); 11] = [
+    (Some(Protocol::Tcp), 53),
+    (Some(Protocol::Tcp), 79),
+    (Some(Protocol::Tcp), 80),
+    (Some(Protocol::Tcp), 90),
+    (Some(Protocol::Tcp), 91),
+    (Some(Protocol::Tcp), 8080),
+    (Some(Protocol::Tcp), 8081),
+    (Some(Protocol::Udp), 53),
+    (Some(Protocol::Udp), 80),
+    (Some(Protocol::Sctp), 80),
+    (None, 0),
+];
+
+/// Every question about the pods of this node.
+pub fn questions(world: &Snapshot, remotes: &[IpAddr]) -> Vec<Question> {
+    let mut questions = Vec::new();
+    let local = world
+        .pods
+        .values()
+        .filter(|pod| pod.node == HERE && !pod.host_network && !pod.finished);
+    for pod in local {
+        for &remote in remotes {
+            for direction in Direction::BOTH {
+                for (protocol, port) in PROBES {
+                    questions.push(Question {
+                        pod: pod.key.clone(),
+                        direction,
+                        remote,
+                        protocol,
+                        port,
+                    });
+                }
+            }
+        }
+    }
+    questions
+}
+
+/// What the reference says.
+pub fn expected(world: &Snapshot, q: &Question) -> bool {
+    let family = if q.remote.is_ipv4() {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    let (own, remote) = (Party::Pod(q.pod.clone()), Party::Address(q.remote));
+    match q.direction {
+        Direction::Ingress => {
+            world
+                .allows(&remote, &own, q.protocol, q.port, family)
+                .ingress
+        }
+        Direction::Egress => {
+            world
+                .allows(&own, &remote, q.protocol, q.port, family)
+                .egress
+        }
+    }
+}
+
+/// What an isolation and the tables say, in the order in which the judge looks things up. The three tables may be of
+/// different moments: a packet takes its time.
+pub fn decide_across(
+    isolation: Isolation,
+    peers: &MemoryTables,
+    rules: &MemoryTables,
+    ports: &MemoryTables,
+    q: &Question,
+) -> bool {
+    let Some(ruleset) = isolation.ruleset() else {
+        return true;
+    };
+    let address = Address::from(q.remote);
+    let peer = peers
+        .host(&address)
+        .or_else(|| peers.net(&address))
+        .unwrap_or_default();
+    if peer.is_node() {
+        return true;
+    }
+    let row = |class| rules.rule(&RuleKey { ruleset, class });
+    let own = if peer.class == NO_CLASS {
+        None
+    } else {
+        row(peer.class)
+    };
+    let set = own.or_else(|| row(NO_CLASS)).unwrap_or(NO_PORTS);
+    let protocol = q.protocol.map_or(1, Protocol::number);
+    set == ALL_PORTS || (set != NO_PORTS && ports.port(set, protocol, q.port))
+}
+
+/// The tables as the dataplane has written them, and what it was told about local pods.
+#[derive(Clone, Default)]
+pub struct Plane {
+    pub tables: MemoryTables,
+    pub isolation: BTreeMap<ObjectKey, PodIsolation>,
+}
+
+impl Plane {
+    pub fn write(&mut self, edits: &[Edit]) {
+        self.tables.write_all(edits);
+    }
+
+    pub fn flip(&mut self, flip: &PodIsolation) {
+        self.isolation.insert(flip.pod.clone(), flip.clone());
+    }
+
+    pub fn write_change(&mut self, change: &Change) {
+        self.write(&change.add);
+        for flip in &change.flip {
+            self.flip(flip);
+        }
+        for gone in &change.gone {
+            self.isolation.remove(gone);
+        }
+    }
+
+    /// The isolation of the question's pod; a pod that the dataplane does not know is open.
+    pub fn isolation(&self, q: &Question) -> Isolation {
+        match (self.isolation.get(&q.pod), q.direction) {
+            (None, _) => Isolation::OPEN,
+            (Some(pod), Direction::Ingress) => pod.ingress,
+            (Some(pod), Direction::Egress) => pod.egress,
+        }
+    }
+
+    /// What the tables say, without building a packet.
+    pub fn decide(&self, q: &Question) -> bool {
+        decide_across(
+            self.isolation(q),
+            &self.tables,
+            &self.tables,
+            &self.tables,
+            q,
+        )
+    }
+
+    /// What the judge of the kernel says to the first packet of a connection.
+    pub fn judge(&mut self, own: IpAddr, q: &Question) -> bool {
+        const INTERFACE: u32 = 7;
+        let isolation = &self.isolation[&q.pod];
+        let address = |v4| {
+            if own.is_ipv4() == v4 {
+                own.into()
+            } else {
+                Address::NONE
+            }
+        };
+        let endpoint = Endpoint {
+            slot: 0,
+            flags: 0,
+            ingress: isolation.ingress,
+            egress: isolation.egress,
+            ipv4: address(true),
+            ipv6: address(false),
+        };
+        self.tables.set_endpoint(INTERFACE, Some(endpoint));
+        self.tables.clear_flows();
+        let (source, destination) = match q.direction {
+            Direction::Ingress => (q.remote, own),
+            Direction::Egress => (own, q.remote),
+        };
+        let payload = match q.protocol {
+            Some(Protocol::Tcp) => Payload::syn(40_000, q.port),
+            Some(Protocol::Udp) => Payload::Udp {
+                source: 40_000,
+                destination: q.port,
+            },
+            Some(Protocol::Sctp) => Payload::Sctp {
+                source: 40_000,
+                destination: q.port,
+            },
+            None => Payload::Echo {
+                identifier: 1,
+                reply: false,
+            },
+        };
+        let bytes = frame(source, destination, payload).expect("one family");
+        let node = self
+            .tables
+            .host(&q.remote.into())
+            .is_some_and(|peer| peer.is_node());
+        let frame = SliceFrame {
+            bytes: &bytes,
+            interface: INTERFACE,
+            came_in_by: if node { 0 } else { 3 },
+            tagged: false,
+        };
+        judge(&frame, &self.tables, q.direction).passes()
+    }
+}
+
+/// An index with these objects, and the tables that it wrote.
+pub fn compile(changes: impl IntoIterator<Item = ObjectChange>) -> (Index, Plane) {
+    let mut index = Index::new(HERE);
+    let mut plane = Plane::default();
+    plane.write_change(&index.apply(changes));
+    (index, plane)
+}
+
+/// Settles as often as it takes, and writes what comes of it.
+pub fn settle(index: &mut Index, plane: &mut Plane) {
+    for _ in 0..5 {
+        if index.settled() {
+            return;
+        }
+        plane.write(&index.settle(index.generation()));
+    }
+    assert!(index.settled(), "does not come to rest");
+}
