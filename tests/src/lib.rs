@@ -1,1 +1,11 @@
-//! The lab.
+//! The lab: a node and its pods as network namespaces, probers for every pair of them, and the real agent in the middle.
+//!
+//! - [`manifests`]: the world as ordinary Kubernetes manifests
+//! - [`lab`]: that world as network namespaces with servers and probers
+//! - [`table`]: who reaches whom, as text, matrix and difference
+//! - [`agent`]: the real agent as a child process on the lab's node
+//! - [`scenario`]: directories with a world, its policies and the expected tables
+
+pub mod lab;
+pub mod manifests;
+pub mod table;

@@ -1,0 +1,211 @@
+//! The few netlink requests a lab is built with. A [`Netlink`] is opened inside the namespace it changes.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::{
+    address::{AddressHeaderFlags, AddressMessage},
+    link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
+    route::{RouteScope, RouteType},
+};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    RouteMessageBuilder, new_connection,
+};
+
+use super::error::LabError;
+
+/// Netlink in the namespace of the thread that opened it.
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug)]
+pub enum Hop {
+    /// Straight out of the device.
+    Direct,
+    /// To this router on the device.
+    Via(IpAddr),
+}
+
+impl Netlink {
+    /// Opens a connection. Must be called inside the namespace's [`Worker`](super::worker::Worker).
+    pub fn open() -> Result<Self, LabError> {
+        let (connection, handle, _) =
+            new_connection().map_err(|error| LabError::io("open a netlink socket", error))?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The index of an interface.
+    pub async fn index(&self, name: &str) -> Result<u32, LabError> {
+        let failed = |error| LabError::netlink(format!("find interface {name}"), error);
+        let found = self
+            .handle
+            .link()
+            .get()
+            .match_name(name.to_owned())
+            .execute()
+            .try_next()
+            .await
+            .map_err(failed)?;
+        found
+            .map(|link| link.header.index)
+            .ok_or_else(|| failed(rtnetlink::Error::RequestFailed))
+    }
+
+    /// Makes a bridge and returns its index.
+    pub async fn bridge(&self, name: &str, mac: [u8; 6]) -> Result<u32, LabError> {
+        let link = LinkBridge::new(name).address(mac.to_vec()).up().build();
+        self.add(link, &format!("make bridge {name}")).await?;
+        self.index(name).await
+    }
+
+    /// Makes a veth pair, one end here and the other in `peer_namespace`; both are down: the kernel brings neither up
+    /// before it has both. Takes the index of this end, and returns it.
+    pub async fn veth(
+        &self,
+        (name, index): (&str, u32),
+        peer: &str,
+        peer_namespace: BorrowedFd<'_>,
+    ) -> Result<u32, LabError> {
+        let mut other: LinkMessage = LinkMessageBuilder::<LinkUnspec>::new().name(peer).build();
+        other
+            .attributes
+            .push(LinkAttribute::NetNsFd(peer_namespace.as_raw_fd()));
+        let link = LinkVeth::new(name, peer)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(other)))
+            .index(index)
+            .build();
+        self.add(link, &format!("make veth pair {name} - {peer}"))
+            .await?;
+        Ok(index)
+    }
+
+    /// Puts an interface under a bridge, in hairpin mode: a pod may reach itself through the bridge.
+    pub async fn enslave(&self, port: u32, bridge: u32) -> Result<(), LabError> {
+        let failed = |error| LabError::netlink("put an interface under the bridge", error);
+        let master = LinkUnspec::new_with_index(port).controller(bridge).build();
+        self.handle
+            .link()
+            .change(master)
+            .execute()
+            .await
+            .map_err(failed)?;
+        let hairpin = LinkBridgePort::new(port).hairpin(true).build();
+        self.handle
+            .link()
+            .set_port(hairpin)
+            .execute()
+            .await
+            .map_err(failed)
+    }
+
+    /// Brings an interface up.
+    pub async fn up(&self, index: u32) -> Result<(), LabError> {
+        self.handle
+            .link()
+            .change(LinkUnspec::new_with_index(index).up().build())
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink("bring an interface up", error))
+    }
+
+    /// Waits until an interface carries packets: until then the kernel drops what is sent by it.
+    pub async fn running(&self, index: u32) -> Result<(), LabError> {
+        let failed = |error| LabError::netlink("wait for an interface", error);
+        for _ in 0..1000 {
+            let mut links = self.handle.link().get().match_index(index).execute();
+            let link = links.try_next().await.map_err(failed)?;
+            if link.is_some_and(|link| link.header.flags.contains(LinkFlags::Running)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let error = io::Error::from(io::ErrorKind::TimedOut);
+        Err(LabError::io(format!("bring interface {index} up"), error))
+    }
+
+    /// Removes an interface (and, of a veth, its other end).
+    pub async fn remove(&self, index: u32) -> Result<(), LabError> {
+        self.handle
+            .link()
+            .del(index)
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink("remove an interface", error))
+    }
+
+    /// Gives an interface an address, usable at once (no duplicate address detection).
+    pub async fn address(&self, index: u32, address: IpNet) -> Result<(), LabError> {
+        let mut request = self
+            .handle
+            .address()
+            .add(index, address.addr(), address.prefix_len());
+        let message: &mut AddressMessage = request.message_mut();
+        if address.addr().is_ipv6() {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        request
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(format!("add address {address}"), error))
+    }
+
+    /// Adds a route.
+    pub async fn route(&self, to: IpNet, hop: Hop, device: u32) -> Result<(), LabError> {
+        self.route_of_type(to, hop, Some(device), RouteType::Unicast)
+            .await
+    }
+
+    /// Adds a route that swallows everything, for tests that need a deliberate hole.
+    pub async fn blackhole(&self, to: IpNet) -> Result<(), LabError> {
+        self.route_of_type(to, Hop::Direct, None, RouteType::BlackHole)
+            .await
+    }
+
+    async fn route_of_type(
+        &self,
+        to: IpNet,
+        hop: Hop,
+        device: Option<u32>,
+        kind: RouteType,
+    ) -> Result<(), LabError> {
+        let what = format!("add a route to {to}");
+        let invalid = || LabError::io(what.clone(), io::Error::from(io::ErrorKind::InvalidInput));
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.network(), to.prefix_len())
+            .map_err(|_| invalid())?
+            .kind(kind);
+        if let Some(device) = device {
+            route = route.output_interface(device);
+        }
+        route = match hop {
+            Hop::Via(router) => route.gateway(router).map_err(|_| invalid())?,
+            Hop::Direct if to.addr().is_ipv4() && device.is_some() => route.scope(RouteScope::Link),
+            Hop::Direct => route,
+        };
+        self.handle
+            .route()
+            .add(route.build())
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(what.clone(), error))
+    }
+
+    async fn add(&self, link: LinkMessage, what: &str) -> Result<(), LabError> {
+        self.handle
+            .link()
+            .add(link)
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(what, error))
+    }
+}

@@ -1,0 +1,222 @@
+//! Servers: what a pod or host answers on, and what it remembers of who came.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    task::{AbortHandle, spawn_local},
+};
+
+use super::sctp;
+use crate::table::Port;
+
+/// What a UDP probe begins with; its nonce follows.
+pub(super) const UDP_MAGIC: [u8; 8] = *b"npl-ping";
+/// What a client sends first on a TCP connection that is to be kept for a test; its id follows.
+pub(super) const HOLD_MAGIC: [u8; 8] = *b"npl-hold";
+
+/// What has come in at a party.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    nonces: Mutex<HashSet<u64>>,
+    held: Mutex<HashMap<u64, TcpStream>>,
+}
+
+impl Inbox {
+    /// Whether a probe with this nonce arrived.
+    pub fn has(&self, nonce: u64) -> bool {
+        locked(&self.nonces).contains(&nonce)
+    }
+
+    /// How many of these nonces arrived.
+    pub fn count(&self, nonces: impl IntoIterator<Item = u64>) -> u64 {
+        let seen = locked(&self.nonces);
+        nonces
+            .into_iter()
+            .filter(|nonce| seen.contains(nonce))
+            .count() as u64
+    }
+
+    /// Takes the server's end of a connection that a test holds.
+    pub(super) fn take_held(&self, id: u64) -> Option<TcpStream> {
+        locked(&self.held).remove(&id)
+    }
+
+    fn note(&self, nonce: u64) {
+        locked(&self.nonces).insert(nonce);
+    }
+}
+
+/// A panic elsewhere does not make a set of numbers wrong.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the servers of a party, on its addresses. Must be called inside its namespace. SCTP is always answered (ABORT
+/// where nothing listens), as a kernel with SCTP would.
+pub(super) fn start(
+    addresses: &[IpAddr],
+    ports: &[Port],
+    inbox: &Arc<Inbox>,
+) -> io::Result<Vec<AbortHandle>> {
+    let sctp: BTreeSet<u16> = ports
+        .iter()
+        .filter_map(|port| match port {
+            Port::Sctp(port) => Some(*port),
+            _ => None,
+        })
+        .collect();
+    let mut tasks = Vec::new();
+    for address in addresses {
+        for port in ports {
+            match *port {
+                Port::Tcp(port) => {
+                    let listener = tcp_listener(SocketAddr::new(*address, port))?;
+                    let inbox = Arc::clone(inbox);
+                    tasks.push(spawn_local(serve_tcp(listener, inbox)).abort_handle());
+                }
+                Port::Udp(port) => {
+                    let socket = std::net::UdpSocket::bind(SocketAddr::new(*address, port))?;
+                    socket.set_nonblocking(true)?;
+                    let socket = UdpSocket::from_std(socket)?;
+                    let inbox = Arc::clone(inbox);
+                    tasks.push(spawn_local(serve_udp(socket, inbox)).abort_handle());
+                }
+                Port::Sctp(_) | Port::Icmp => {}
+            }
+        }
+        let socket = raw_socket(*address, sctp::PROTOCOL)?;
+        socket.bind(&SockAddr::from(SocketAddr::new(*address, 0)))?;
+        let socket = as_udp(socket)?;
+        let server = serve_sctp(socket, address.is_ipv4(), sctp.clone(), Arc::clone(inbox));
+        tasks.push(spawn_local(server).abort_handle());
+    }
+    Ok(tasks)
+}
+
+fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A raw socket of a protocol, in the family of an address.
+pub(super) fn raw_socket(address: IpAddr, protocol: i32) -> io::Result<Socket> {
+    let domain = Domain::for_address(SocketAddr::new(address, 0));
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Any datagram-like socket under tokio: it only sends and receives.
+pub(super) fn as_udp(socket: Socket) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(std::net::UdpSocket::from(OwnedFd::from(socket)))
+}
+
+/// What a raw socket received, without the IPv4 header that the kernel leaves in front.
+pub(super) fn raw_payload(received: &[u8], v4: bool) -> Option<&[u8]> {
+    if !v4 {
+        return Some(received);
+    }
+    let header = usize::from(received.first()? & 0xf) * 4;
+    received.get(header..)
+}
+
+async fn serve_tcp(listener: TcpListener, inbox: Arc<Inbox>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                spawn_local(serve_stream(stream, Arc::clone(&inbox)));
+            }
+            // The client is gone already, or file descriptors are short for a moment.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// Echoes, unless the client asks for the connection to be held.
+async fn serve_stream(mut stream: TcpStream, inbox: Arc<Inbox>) {
+    let mut first = [0; 16];
+    if stream.read_exact(&mut first).await.is_err() {
+        return;
+    }
+    let (magic, id) = halves(&first);
+    if magic == HOLD_MAGIC {
+        locked(&inbox.held).insert(id, stream);
+        return;
+    }
+    let mut buffer = first.to_vec();
+    loop {
+        if stream.write_all(&buffer).await.is_err() {
+            return;
+        }
+        buffer.resize(4096, 0);
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => buffer.truncate(length),
+        }
+    }
+}
+
+async fn serve_udp(socket: UdpSocket, inbox: Arc<Inbox>) {
+    let mut buffer = [0; 2048];
+    loop {
+        // An error belongs to an earlier answer that could not be delivered.
+        let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
+        if let Some(first) = buffer[..length].first_chunk::<16>() {
+            let (magic, nonce) = halves(first);
+            if magic == UDP_MAGIC {
+                inbox.note(nonce);
+            }
+        }
+        let _ = socket.send_to(&buffer[..length], client).await;
+    }
+}
+
+async fn serve_sctp(socket: UdpSocket, v4: bool, ports: BTreeSet<u16>, inbox: Arc<Inbox>) {
+    let mut buffer = [0; 2048];
+    loop {
+        let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
+        let packet = raw_payload(&buffer[..length], v4).and_then(sctp::Packet::decode);
+        let Some(packet) = packet else {
+            continue;
+        };
+        let listening = ports.contains(&packet.to);
+        if let Some(answer) = packet.answer(listening) {
+            if let sctp::Chunk::Init(tag) = packet.chunk {
+                inbox.note(u64::from(tag));
+            }
+            // A raw IPv6 socket takes the "port" for a protocol: it must be 0.
+            let client = SocketAddr::new(client.ip(), 0);
+            let _ = socket.send_to(&answer.encode(), client).await;
+        }
+    }
+}
+
+pub(super) fn halves(bytes: &[u8; 16]) -> ([u8; 8], u64) {
+    let [a @ .., _, _, _, _, _, _, _, _] = *bytes;
+    let [_, _, _, _, _, _, _, _, b @ ..] = *bytes;
+    (a, u64::from_be_bytes(b))
+}
+
+pub(super) fn message(magic: [u8; 8], nonce: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&magic);
+    bytes[8..].copy_from_slice(&nonce.to_be_bytes());
+    bytes
+}

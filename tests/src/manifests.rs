@@ -1,0 +1,510 @@
+//! The world as manifests: files of Kubernetes objects, of which the lab understands Pods and its own `Host` documents
+//! and passes everything else through as it was written.
+
+mod pod;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+pub use pod::{HostManifest, Placement, PodManifest};
+
+use crate::lab::LabError;
+
+/// Which document: its kind, namespace (empty for cluster-scoped kinds) and name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DocumentId {
+    /// `kind`
+    pub kind: String,
+    /// `metadata.namespace`, `default` where a namespaced document has none.
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+}
+
+impl DocumentId {
+    /// The namespaced document of this kind and name.
+    pub fn new(kind: &str, namespace: &str, name: &str) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// The pod of this name.
+    pub fn pod(namespace: &str, name: &str) -> Self {
+        Self::new("Pod", namespace, name)
+    }
+
+    /// The namespace of this name.
+    pub fn namespace(name: &str) -> Self {
+        Self::new("Namespace", "", name)
+    }
+
+    /// The network policy of this name.
+    pub fn policy(namespace: &str, name: &str) -> Self {
+        Self::new("NetworkPolicy", namespace, name)
+    }
+
+    fn of(value: &Value) -> Option<Self> {
+        let kind = value["kind"].as_str()?;
+        let name = value["metadata"]["name"].as_str()?;
+        let namespace = match kind {
+            "Namespace" | "Node" | "Host" => "",
+            _ => value["metadata"]["namespace"].as_str().unwrap_or("default"),
+        };
+        Some(Self::new(kind, namespace, name))
+    }
+}
+
+impl fmt::Display for DocumentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// Manifests, in the order they were read.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    documents: Vec<Document>,
+}
+
+#[derive(Clone, Debug)]
+struct Document {
+    /// The name of the file it is in.
+    file: String,
+    /// As it was written; `None` once it was edited.
+    text: Option<String>,
+    body: Body,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Object(Value),
+    /// Comments only.
+    Blank,
+    /// Not understood, and passed on as it is: what to make of it is for the agent to say.
+    Broken(String),
+}
+
+impl World {
+    /// A world with nothing in it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads every `*.yaml`, `*.yml` and `*.json` of a directory, in the order of their names.
+    pub fn read(directory: &Path) -> Result<Self, LabError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |error| LabError::Read { path, error }
+        };
+        let mut paths: Vec<PathBuf> = fs::read_dir(directory)
+            .map_err(unreadable(directory))?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| is_manifest(path))
+            .collect();
+        paths.sort();
+        let mut world = Self::new();
+        for path in paths {
+            let text = fs::read_to_string(&path).map_err(unreadable(&path))?;
+            let file = path.file_name().map(|name| name.to_string_lossy());
+            world
+                .documents
+                .extend(documents(&file.unwrap_or_default(), &text));
+        }
+        Ok(world)
+    }
+
+    /// A world from a text of YAML documents, as one file.
+    pub fn parse(text: &str) -> Self {
+        Self {
+            documents: documents("world.yaml", text),
+        }
+    }
+
+    /// Applies every document of a text as `kubectl apply` would: replaces the one of the same kind and name, or adds it.
+    pub fn apply(&mut self, text: &str) {
+        self.overlay(Self::parse(text));
+    }
+
+    /// Applies every document of another world. Added documents stay in files of their name.
+    pub fn overlay(&mut self, other: Self) {
+        for document in other.documents {
+            let id = match &document.body {
+                Body::Object(value) => DocumentId::of(value),
+                _ => None,
+            };
+            match id.and_then(|id| self.find_mut(&id)) {
+                Some(old) => {
+                    old.text = document.text;
+                    old.body = document.body;
+                }
+                None => self.documents.push(document),
+            }
+        }
+    }
+
+    /// Replaces all network policies by those of another world; its other documents are applied too.
+    pub fn overlay_policies(&mut self, other: Self) {
+        self.separate_lists();
+        self.documents.retain(|document| {
+            !matches!(&document.body, Body::Object(value) if value["kind"] == "NetworkPolicy")
+        });
+        self.overlay(other);
+    }
+
+    /// A document as JSON.
+    pub fn get(&self, id: &DocumentId) -> Option<&Value> {
+        self.objects()
+            .map(|(_, value)| value)
+            .find(|value| DocumentId::of(value).as_ref() == Some(id))
+    }
+
+    /// Changes a document.
+    pub fn edit(
+        &mut self,
+        id: &DocumentId,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<(), LabError> {
+        match self.find_mut(id) {
+            Some(Document {
+                text,
+                body: Body::Object(value),
+                ..
+            }) => {
+                change(value);
+                *text = None;
+                Ok(())
+            }
+            _ => Err(LabError::NoSuchDocument(id.clone())),
+        }
+    }
+
+    /// Sets labels (`Some`) and removes labels (`None`) of a document.
+    pub fn label(
+        &mut self,
+        id: &DocumentId,
+        labels: &[(&str, Option<&str>)],
+    ) -> Result<(), LabError> {
+        self.edit(id, |value| {
+            let current = &mut value["metadata"]["labels"];
+            if !current.is_object() {
+                *current = json!({});
+            }
+            for (key, label) in labels {
+                match (label, current.as_object_mut()) {
+                    (Some(label), _) => current[*key] = json!(label),
+                    (None, Some(current)) => {
+                        current.remove(*key);
+                    }
+                    (None, None) => {}
+                }
+            }
+        })
+    }
+
+    /// Deletes a document.
+    pub fn remove(&mut self, id: &DocumentId) -> Result<(), LabError> {
+        if self.find_mut(id).is_none() {
+            return Err(LabError::NoSuchDocument(id.clone()));
+        }
+        self.documents.retain(|document| {
+            !matches!(&document.body, Body::Object(value) if DocumentId::of(value).as_ref() == Some(id))
+        });
+        Ok(())
+    }
+
+    /// Every document of a kind.
+    pub fn ids(&self, kind: &str) -> Vec<DocumentId> {
+        self.objects()
+            .filter_map(|(_, value)| DocumentId::of(value))
+            .filter(|id| id.kind == kind)
+            .collect()
+    }
+
+    /// The pods that the lab understands, in order.
+    pub fn pods(&self) -> Vec<PodManifest> {
+        self.objects()
+            .filter_map(|(_, value)| PodManifest::read(value).transpose()?.ok())
+            .collect()
+    }
+
+    /// The outside hosts that the lab understands, in order.
+    pub fn hosts(&self) -> Vec<HostManifest> {
+        self.objects()
+            .filter_map(|(_, value)| HostManifest::read(value).transpose()?.ok())
+            .collect()
+    }
+
+    /// What the lab cannot read, or cannot place: file and reason of each.
+    pub fn problems(&self) -> Vec<LabError> {
+        let problem = |file: &str, reason: &str| LabError::Manifest {
+            file: file.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let broken = self
+            .documents
+            .iter()
+            .filter_map(|document| match &document.body {
+                Body::Broken(reason) => Some(problem(&document.file, reason)),
+                _ => None,
+            });
+        let odd = self.objects().filter_map(|(file, value)| {
+            let reason = PodManifest::read(value)
+                .err()
+                .or_else(|| HostManifest::read(value).err())?;
+            Some(problem(file, &reason))
+        });
+        broken.chain(odd).collect()
+    }
+
+    /// The files as the agent shall see them: as they were written, but every pod with the node, the phase and the
+    /// addresses that `place` gives it.
+    pub fn materialise(
+        &self,
+        place: impl Fn(&PodManifest) -> Option<Placement>,
+    ) -> BTreeMap<String, String> {
+        let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for document in &self.documents {
+            let Document { file, text, body } = document;
+            let text = match (body, text) {
+                (Body::Object(value), text) => {
+                    let mut value = value.clone();
+                    if pod::place_all(&mut value, &place) || text.is_none() {
+                        format!("{value:#}\n")
+                    } else {
+                        text.clone().unwrap_or_default()
+                    }
+                }
+                (Body::Blank | Body::Broken(_), text) => text.clone().unwrap_or_default(),
+            };
+            files.entry(file.clone()).or_default().push(text);
+        }
+        files
+            .into_iter()
+            .map(|(file, texts)| {
+                let text = if file.ends_with(".json") && texts.len() > 1 {
+                    let items: Vec<Value> = texts
+                        .iter()
+                        .filter_map(|text| serde_json::from_str(text).ok())
+                        .collect();
+                    format!(
+                        "{:#}\n",
+                        json!({"apiVersion": "v1", "kind": "List", "items": items})
+                    )
+                } else {
+                    texts.join("---\n")
+                };
+                (file, text)
+            })
+            .collect()
+    }
+
+    /// Every object with its file; items of lists too.
+    fn objects(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.documents.iter().flat_map(|document| {
+            let values: Vec<&Value> = match &document.body {
+                Body::Object(value) => match items(value) {
+                    Some(items) => items.iter().collect(),
+                    None => vec![value],
+                },
+                _ => Vec::new(),
+            };
+            values
+                .into_iter()
+                .map(|value| (document.file.as_str(), value))
+        })
+    }
+
+    /// The document of this id, out of its list if it is in one.
+    fn find_mut(&mut self, id: &DocumentId) -> Option<&mut Document> {
+        self.get(id)?;
+        let is_it = |document: &Document| matches!(&document.body, Body::Object(value) if DocumentId::of(value).as_ref() == Some(id));
+        if !self.documents.iter().any(is_it) {
+            self.separate_lists();
+        }
+        self.documents.iter_mut().find(|document| is_it(document))
+    }
+
+    fn separate_lists(&mut self) {
+        self.documents = std::mem::take(&mut self.documents)
+            .into_iter()
+            .flat_map(|document| match &document.body {
+                Body::Object(value) if items(value).is_some() => items(value)
+                    .into_iter()
+                    .flatten()
+                    .map(|item| Document {
+                        file: document.file.clone(),
+                        text: None,
+                        body: Body::Object(item.clone()),
+                    })
+                    .collect(),
+                _ => vec![document],
+            })
+            .collect();
+    }
+}
+
+/// Whether a file is a manifest by its name. Hidden files are not.
+pub fn is_manifest(path: &Path) -> bool {
+    let hidden = path
+        .file_name()
+        .is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
+}
+
+fn items(value: &Value) -> Option<&Vec<Value>> {
+    (value["kind"] == "List").then(|| value["items"].as_array())?
+}
+
+fn documents(file: &str, text: &str) -> Vec<Document> {
+    let parse = |text: String| {
+        let blank = text
+            .lines()
+            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+        let parsed = if file.ends_with(".json") {
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        } else {
+            serde_saphyr::from_str::<Value>(&text).map_err(|error| error.to_string())
+        };
+        let body = match parsed {
+            _ if blank => Body::Blank,
+            Ok(value) => Body::Object(value),
+            Err(error) => Body::Broken(error),
+        };
+        Document {
+            file: file.to_owned(),
+            text: Some(text),
+            body,
+        }
+    };
+    if file.ends_with(".json") {
+        return vec![parse(text.to_owned())];
+    }
+    split(text).into_iter().map(parse).collect()
+}
+
+/// Splits at the lines `---`.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for line in text.lines() {
+        let content = match line.strip_prefix("---") {
+            Some(rest) if rest.is_empty() || rest.starts_with([' ', '\t']) => {
+                if parts.last().is_some_and(|part| !part.trim().is_empty()) {
+                    parts.push(String::new());
+                }
+                rest.trim_start()
+            }
+            _ => line,
+        };
+        if let Some(part) = parts.last_mut()
+            && !(content.is_empty() && part.is_empty())
+        {
+            part.push_str(content);
+            part.push('\n');
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORLD: &str = "\
+# the world
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: prod}
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Pod, metadata: {namespace: prod, name: web}, spec: {containers: [{name: c, ports: [{containerPort: 80}]}]}}
+- {apiVersion: v1, kind: Service, metadata: {namespace: prod, name: web}}
+--- # another
+kind: NetworkPolicy
+metadata: {name: p}
+spec: {podSelector: {}}   # kept as written
+";
+
+    fn placement(_: &PodManifest) -> Option<Placement> {
+        Some(Placement {
+            node: "node".to_owned(),
+            host_addresses: Vec::new(),
+            addresses: vec!["10.244.1.2".parse().expect("an address")],
+        })
+    }
+
+    #[test]
+    fn only_pods_are_rewritten() {
+        let world = World::parse(WORLD);
+        assert!(world.problems().is_empty());
+        let text = &world.materialise(placement)["world.yaml"];
+        assert!(
+            text.contains("spec: {podSelector: {}}   # kept as written"),
+            "{text}"
+        );
+        let again = World::parse(text);
+        let pod = again
+            .get(&DocumentId::pod("prod", "web"))
+            .expect("the pod is there");
+        assert_eq!(pod["spec"]["nodeName"], "node");
+        assert_eq!(pod["status"]["podIPs"], json!([{"ip": "10.244.1.2"}]));
+        assert_eq!(pod["status"]["phase"], "Running");
+        assert!(again.get(&DocumentId::policy("default", "p")).is_some());
+        assert!(
+            again
+                .get(&DocumentId::new("Service", "prod", "web"))
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn documents_are_edited_by_name_even_in_lists() {
+        let mut world = World::parse(WORLD);
+        let web = DocumentId::pod("prod", "web");
+        world
+            .label(&web, &[("app", Some("web"))])
+            .expect("it is there");
+        assert_eq!(
+            world.get(&web).expect("still")["metadata"]["labels"]["app"],
+            "web"
+        );
+        world.label(&web, &[("app", None)]).expect("it is there");
+        assert_eq!(
+            world.get(&web).expect("still")["metadata"]["labels"],
+            json!({})
+        );
+        world.apply("kind: Namespace\nmetadata: {name: prod, labels: {env: live}}\n");
+        assert_eq!(world.ids("Namespace").len(), 1);
+        world.remove(&web).expect("it is there");
+        assert!(world.pods().is_empty());
+        assert!(world.remove(&web).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_passed_on() {
+        let mut world = World::parse(
+            "kind: [\n---\nkind: Pod\nmetadata: {}\n---\nkind: Namespace\nmetadata: {name: a}\n",
+        );
+        let problems: Vec<String> = world.problems().iter().map(ToString::to_string).collect();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[1].contains("metadata.name"), "{problems:?}");
+        world.overlay_policies(World::parse("kind: NetworkPolicy\nmetadata: {name: p}\n"));
+        assert!(world.materialise(placement)["world.yaml"].starts_with("kind: [\n---\n"));
+    }
+}
