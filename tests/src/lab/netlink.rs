@@ -1,7 +1,7 @@
 //! The few netlink requests a lab is built with. A [`Netlink`] is opened inside the namespace it changes.
 
 use std::{
-    io,
+    fs, io,
     net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
@@ -143,8 +143,11 @@ impl Netlink {
             .map_err(|error| LabError::netlink("remove an interface", error))
     }
 
-    /// Gives an interface an address, usable at once (no duplicate address detection).
+    /// Gives an interface an address, without duplicate address detection, and waits until neighbours can find it: the
+    /// kernel joins the solicited-node group of an IPv6 address later, in `addrconf_dad_work`, and a first solicitation
+    /// that comes too early costs its sender a second.
     pub async fn address(&self, index: u32, address: IpNet) -> Result<(), LabError> {
+        let what = format!("add address {address}");
         let mut request = self
             .handle
             .address()
@@ -156,7 +159,25 @@ impl Netlink {
         request
             .execute()
             .await
-            .map_err(|error| LabError::netlink(format!("add address {address}"), error))
+            .map_err(|error| LabError::netlink(what.clone(), error))?;
+        let IpAddr::V6(v6) = address.addr() else {
+            return Ok(());
+        };
+        // RFC 4291, 2.7.1: ff02::1:ff and the last three bytes.
+        let group = format!("ff0200000000000000000001ff{:06x}", v6.to_bits() & 0xff_ffff);
+        for _ in 0..1000 {
+            let groups = fs::read_to_string("/proc/thread-self/net/igmp6")
+                .map_err(|error| LabError::io(what.clone(), error))?;
+            let joined = groups.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some(index.to_string().as_str()) && words.nth(1) == Some(&group)
+            });
+            if joined {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Err(LabError::io(what, io::Error::from(io::ErrorKind::TimedOut)))
     }
 
     /// Adds a route.
