@@ -6,6 +6,8 @@
 //! - [`agent`]: the real agent as a child process on the lab's node
 //! - [`scenario`]: directories with a world, its policies and the expected tables
 
+pub mod agent;
 pub mod lab;
 pub mod manifests;
+pub mod scenario;
 pub mod table;

@@ -4,7 +4,7 @@
 mod pod;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     path::{Path, PathBuf},
 };
@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 
 pub use pod::{HostManifest, Placement, PodManifest};
 
-use crate::lab::LabError;
+use crate::{
+    lab::LabError,
+    table::{Destination, Party},
+};
 
 /// Which document: its kind, namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -244,6 +247,28 @@ impl World {
     pub fn hosts(&self) -> Vec<HostManifest> {
         self.objects()
             .filter_map(|(_, value)| HostManifest::read(value).transpose()?.ok())
+            .collect()
+    }
+
+    /// Every pod that runs and every host.
+    pub fn parties(&self) -> BTreeSet<Party> {
+        let pods = self.pods().into_iter().filter(|pod| !pod.finished);
+        let hosts = self.hosts().into_iter().map(|host| Party::Host(host.name));
+        pods.map(|pod| Party::Pod(pod.key)).chain(hosts).collect()
+    }
+
+    /// Every port that a running pod or a host declares.
+    pub fn destinations(&self) -> BTreeSet<Destination> {
+        let pods = self.pods().into_iter().filter(|pod| !pod.finished);
+        let pods = pods.map(|pod| (Party::Pod(pod.key), pod.ports));
+        let hosts = self.hosts().into_iter();
+        let hosts = hosts.map(|host| (Party::Host(host.name), host.ports));
+        pods.chain(hosts)
+            .flat_map(|(party, ports)| {
+                ports
+                    .into_iter()
+                    .map(move |port| Destination::new(party.clone(), port))
+            })
             .collect()
     }
 

@@ -60,9 +60,9 @@ pub enum LabError {
     #[error("no connection from {from} to {to}: {reason}")]
     NotConnected {
         /// Who opened it.
-        from: Party,
+        from: String,
         /// Where it should have gone.
-        to: crate::table::Destination,
+        to: String,
         /// Silence, refusal or an error.
         reason: String,
     },

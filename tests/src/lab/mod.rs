@@ -3,7 +3,9 @@
 //!
 //! Everything carries a name that begins with [`PREFIX`]; what a killed run leaves, the next lab sweeps ([`sweep`]).
 
+mod connection;
 mod error;
+mod frame;
 mod netlink;
 mod netns;
 mod probe;
@@ -12,6 +14,7 @@ mod sctp;
 mod serve;
 mod station;
 mod topology;
+mod traffic;
 mod worker;
 mod world;
 
@@ -29,7 +32,9 @@ use nix::{
 };
 use tokio::task::AbortHandle;
 
+pub use connection::{Connection, Side};
 pub use error::LabError;
+pub use frame::FrameSocket;
 pub use netlink::{Hop, Netlink};
 pub use netns::{NETNS_DIR, NetNs, enter};
 pub use run_dir::{LABS_DIR, PREFIX, RunDir, sweep};
@@ -37,6 +42,7 @@ pub use sctp::{Chunk as SctpChunk, Packet as SctpPacket};
 pub use serve::Inbox;
 pub use station::Station;
 pub use topology::{NODE_NAME, Shape};
+pub use traffic::{Counts, Load, Traffic};
 pub use worker::{Pending, Worker};
 pub use world::Restart;
 

@@ -17,7 +17,7 @@ use super::{sctp, serve};
 use crate::table::{Failure, Outcome, Port};
 
 /// How long a TCP connection may take. The kernel repeats a SYN after one second, so one lost packet does not matter.
-const TCP_PATIENCE: Duration = Duration::from_millis(1300);
+pub(super) const TCP_PATIENCE: Duration = Duration::from_millis(1300);
 /// How long an answer to a datagram may take.
 const DATAGRAM_PATIENCE: Duration = Duration::from_millis(1000);
 /// When an unanswered datagram is sent again.
@@ -88,7 +88,7 @@ impl Probe {
         };
         let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
         socket.connect(SocketAddr::new(self.address, port)).await?;
-        let request = serve::message(serve::UDP_MAGIC, self.nonce);
+        let request = serve::message(serve::PING_MAGIC, self.nonce);
         exchange(&socket, &request, |answer| {
             (answer == request).then_some(Outcome::Open)
         })

@@ -18,8 +18,8 @@ use tokio::{
 use super::sctp;
 use crate::table::Port;
 
-/// What a UDP probe begins with; its nonce follows.
-pub(super) const UDP_MAGIC: [u8; 8] = *b"npl-ping";
+/// What a UDP probe, or a request on a TCP connection, begins with; its nonce follows.
+pub(super) const PING_MAGIC: [u8; 8] = *b"npl-ping";
 /// What a client sends first on a TCP connection that is to be kept for a test; its id follows.
 pub(super) const HOLD_MAGIC: [u8; 8] = *b"npl-hold";
 
@@ -145,26 +145,20 @@ async fn serve_tcp(listener: TcpListener, inbox: Arc<Inbox>) {
     }
 }
 
-/// Echoes, unless the client asks for the connection to be held.
+/// Echoes message by message, unless the client asks for the connection to be held.
 async fn serve_stream(mut stream: TcpStream, inbox: Arc<Inbox>) {
-    let mut first = [0; 16];
-    if stream.read_exact(&mut first).await.is_err() {
-        return;
-    }
-    let (magic, id) = halves(&first);
-    if magic == HOLD_MAGIC {
-        locked(&inbox.held).insert(id, stream);
-        return;
-    }
-    let mut buffer = first.to_vec();
-    loop {
-        if stream.write_all(&buffer).await.is_err() {
+    let mut message = [0; 16];
+    while stream.read_exact(&mut message).await.is_ok() {
+        let (magic, number) = halves(&message);
+        if magic == HOLD_MAGIC {
+            locked(&inbox.held).insert(number, stream);
             return;
         }
-        buffer.resize(4096, 0);
-        match stream.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(length) => buffer.truncate(length),
+        if magic == PING_MAGIC {
+            inbox.note(number);
+        }
+        if stream.write_all(&message).await.is_err() {
+            return;
         }
     }
 }
@@ -178,7 +172,7 @@ async fn serve_udp(socket: UdpSocket, inbox: Arc<Inbox>) {
         };
         if let Some(first) = buffer[..length].first_chunk::<16>() {
             let (magic, nonce) = halves(first);
-            if magic == UDP_MAGIC {
+            if magic == PING_MAGIC {
                 inbox.note(nonce);
             }
         }
@@ -208,12 +202,14 @@ async fn serve_sctp(socket: UdpSocket, v4: bool, ports: BTreeSet<u16>, inbox: Ar
     }
 }
 
-pub(super) fn halves(bytes: &[u8; 16]) -> ([u8; 8], u64) {
+/// A message's magic and number.
+fn halves(bytes: &[u8; 16]) -> ([u8; 8], u64) {
     let [a @ .., _, _, _, _, _, _, _, _] = *bytes;
     let [_, _, _, _, _, _, _, _, b @ ..] = *bytes;
     (a, u64::from_be_bytes(b))
 }
 
+/// A message of this magic and number.
 pub(super) fn message(magic: [u8; 8], nonce: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&magic);
