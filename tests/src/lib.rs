@@ -4,9 +4,11 @@
 //! - [`lab`]: that world as network namespaces with servers and probers
 //! - [`table`]: who reaches whom, as text, matrix and difference
 //! - [`agent`]: the real agent as a child process on the lab's node
+//! - [`bench`]: what the datapath costs
 //! - [`scenario`]: directories with a world, its policies and the expected tables
 
 pub mod agent;
+pub mod bench;
 pub mod lab;
 pub mod manifests;
 pub mod scenario;

@@ -1,0 +1,4 @@
+//! Benchmarks.
+
+pub mod datapath;
+mod world;
