@@ -66,10 +66,12 @@ fn rust_src(toolchain: &Toolchain) -> Result<()> {
         "setup: adding rust-src to Rust {}",
         toolchain.version
     ));
-    let rustup =
-        run(Command::new("rustup")
-            .current_dir(house())
-            .args(["component", "add", "rust-src"]));
+    let mut rustup = Command::new("rustup");
+    rustup
+        .current_dir(house())
+        .args(["component", "add", "rust-src"]);
+    // Its refusal is one line; a backtrace of rustup helps nobody.
+    let rustup = run(rustup.env("RUST_BACKTRACE", "0"));
     if rustup.is_ok() && toolchain.has_rust_src() {
         return Ok(());
     }
