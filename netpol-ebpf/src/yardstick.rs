@@ -10,6 +10,7 @@ mod maps;
 mod programs {
     use aya_ebpf::{
         bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+        helpers::bpf_get_prandom_u32,
         macros::classifier,
         programs::TcContext,
     };
@@ -45,6 +46,31 @@ mod programs {
         }
     }
 
+    /// A key that is not in the table.
+    #[inline(always)]
+    fn fresh(key: &FlowKey) -> FlowKey {
+        let mut key = *key;
+        // SAFETY: takes nothing, changes nothing.
+        key.protocol = unsafe { bpf_get_prandom_u32() } | 1 << 31;
+        key
+    }
+
+    /// Parse, one LRU insertion: the least that noting a new flow costs.
+    #[classifier]
+    pub fn bare_insert(ctx: TcContext) -> i32 {
+        let skb = Skb::new(ctx);
+        let Parsed::Packet(packet) = parse(&skb) else {
+            return TC_ACT_SHOT as i32;
+        };
+        let key = packet.flow_key(skb.interface(), Direction::Ingress);
+        let tables = Kernel::of(&skb);
+        tables.remember(
+            &fresh(&key),
+            Flow::open(tables.epoch(), Direction::Ingress, 0, 0),
+        );
+        TC_ACT_UNSPEC
+    }
+
     /// The kernel's tables, but every flow is new: looked up, and not believed. `BPF_PROG_TEST_RUN` repeats one packet, whose
     /// second run would find the flow that the first one has noted.
     struct Forgetful<'a>(Kernel<'a>);
@@ -72,7 +98,7 @@ mod programs {
         }
         #[inline(always)]
         fn remember(&self, key: &FlowKey, flow: Flow) {
-            self.0.remember(key, flow);
+            self.0.remember(&fresh(key), flow);
         }
         #[inline(always)]
         fn host(&self, address: &Address) -> Option<Peer> {

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRunOptions,
+    maps::{HashMap, Map, MapData},
     programs::{SchedClassifier, TestRun as _},
 };
 use clap::Args;
@@ -18,7 +19,7 @@ use netpol_agent::{
     object,
     packet_builder::{Payload, frame},
 };
-use netpol_common::{Endpoint, Isolation, map, tcp};
+use netpol_common::{Endpoint, Flow, FlowKey, Isolation, map, tcp};
 
 use super::world;
 
@@ -35,6 +36,8 @@ pub struct Options {
 
 /// The device whose index the kernel gives to a test packet: the loopback device of this network namespace.
 const LOOPBACK: u32 = 1;
+/// So many flows fit in an empty table beside those of other cases.
+const NEW_FLOWS: u32 = 8_192;
 /// Clusters: policies and peers.
 const CLUSTERS: [(u32, u32); 6] = [
     (1, 10),
@@ -56,6 +59,8 @@ struct Case {
     isolated: bool,
     passes: bool,
     target: Option<f64>,
+    /// At most this many repeats, in a flow table that is empty before.
+    few: Option<u32>,
 }
 
 fn cases() -> Vec<Case> {
@@ -68,6 +73,7 @@ fn cases() -> Vec<Case> {
         isolated,
         passes,
         target,
+        few: None,
     };
     let yardstick = |name, program| Case {
         name,
@@ -77,10 +83,27 @@ fn cases() -> Vec<Case> {
         isolated: true,
         passes: true,
         target: None,
+        few: None,
+    };
+    let new = |name, few, target| Case {
+        yardstick: true,
+        few,
+        ..case(
+            name,
+            "pod_ingress_new",
+            tcp(world::FRIEND, 80, tcp::SYN),
+            true,
+            true,
+            target,
+        )
     };
     vec![
         yardstick("empty program", "empty"),
         yardstick("bare lookup", "bare_lookup"),
+        Case {
+            few: Some(NEW_FLOWS),
+            ..yardstick("bare insertion into the flow table", "bare_insert")
+        },
         case(
             "established",
             map::POD_INGRESS,
@@ -89,17 +112,8 @@ fn cases() -> Vec<Case> {
             true,
             Some(1.5),
         ),
-        Case {
-            yardstick: true,
-            ..case(
-                "new allowed flow",
-                "pod_ingress_new",
-                tcp(world::FRIEND, 80, tcp::SYN),
-                true,
-                true,
-                Some(3.0),
-            )
-        },
+        new("new allowed flow", Some(NEW_FLOWS), Some(3.0)),
+        new("new flow, table full (evicts)", None, None),
         case(
             "denied, wrong port",
             map::POD_INGRESS,
@@ -243,7 +257,12 @@ fn cluster(
             } else {
                 &mut agent
             };
-            let (verdict, time) = execute(object, case.program, &case.packet, options.repeat)?;
+            let mut repeat = options.repeat;
+            if let Some(few) = case.few {
+                repeat = repeat.min(few);
+                forget_flows(&pins.0)?;
+            }
+            let (verdict, time) = execute(object, case.program, &case.packet, repeat)?;
             ensure!(
                 (verdict != DROP) == case.passes,
                 "{}: the verdict is not the one to be measured",
@@ -255,6 +274,18 @@ fn cluster(
         }
     }
     Ok((times.iter_mut().map(|t| median(t)).collect(), verifier))
+}
+
+/// Empties the flow table.
+fn forget_flows(pins: &Path) -> anyhow::Result<()> {
+    let pin = pins.join(format!("v{}", map::SCHEMA)).join(map::FLOWS);
+    let map = Map::from_map_data(MapData::from_pin(pin)?)?;
+    let mut flows: HashMap<_, FlowKey, Flow> = map.try_into()?;
+    let keys: Vec<FlowKey> = flows.keys().filter_map(Result::ok).collect();
+    for key in keys {
+        let _ = flows.remove(&key);
+    }
+    Ok(())
 }
 
 /// `TC_ACT_SHOT`.
