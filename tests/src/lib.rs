@@ -5,10 +5,12 @@
 //! - [`table`]: who reaches whom, as text, matrix and difference
 //! - [`agent`]: the real agent as a child process on the lab's node
 //! - [`bench`]: what the datapath costs
+//! - [`kernel`]: the programs, fed with single packets
 //! - [`scenario`]: directories with a world, its policies and the expected tables
 
 pub mod agent;
 pub mod bench;
+pub mod kernel;
 pub mod lab;
 pub mod manifests;
 pub mod scenario;

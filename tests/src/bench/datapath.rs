@@ -1,27 +1,18 @@
 //! What one packet costs in each program, by `BPF_PROG_TEST_RUN`: many repeats, programs interleaved, medians.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context as _, ensure};
-use aya::{
-    Ebpf, EbpfLoader, TestRunOptions,
-    maps::{HashMap, Map, MapData},
-    programs::{SchedClassifier, TestRun as _},
-};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use netpol_agent::{
-    dataplane::{self, Dataplane, HookChoice, Sizes},
     object,
     packet_builder::{Payload, frame},
 };
-use netpol_common::{Endpoint, Flow, FlowKey, Isolation, map, tcp};
+use netpol_common::{Endpoint, Isolation, map, tcp};
 
 use super::world;
+use crate::kernel::{Bench, DROP, LOOPBACK};
 
 /// How much to measure.
 #[derive(Args)]
@@ -34,8 +25,6 @@ pub struct Options {
     repeat: u32,
 }
 
-/// The device whose index the kernel gives to a test packet: the loopback device of this network namespace.
-const LOOPBACK: u32 = 1;
 /// So many flows fit in an empty table beside those of other cases.
 const NEW_FLOWS: u32 = 8_192;
 /// Clusters: policies and peers.
@@ -159,25 +148,12 @@ fn segment(from: Ipv4Addr, port: u16, flags: u8) -> Vec<u8> {
     frame(from.into(), world::SERVER.0.into(), payload).expect("both are IPv4")
 }
 
-/// Removes the pins of the benchmark, also when it fails.
-struct Pins(PathBuf);
-impl Drop for Pins {
-    fn drop(&mut self) {
-        if let Err(error) = dataplane::cleanup(&self.0) {
-            eprintln!("cannot clean up {}: {error}", self.0.display());
-        }
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 /// Runs the benchmark and prints its tables.
 ///
 /// # Errors
 ///
 /// If the programs cannot be loaded, or one of them gives another verdict than the one that is to be measured.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    // Its own namespace: nobody else's packets on the loopback device whose index the test packets carry.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace")?;
     let cases = cases();
     let mut results = BTreeMap::new();
     let mut costs = vec![];
@@ -204,18 +180,9 @@ fn cluster(
     policies: u32,
     peers: u32,
 ) -> anyhow::Result<Measured> {
-    let pins = Pins(PathBuf::from(format!(
-        "/run/netpol-bench-{}",
-        std::process::id()
-    )));
-    let mut dataplane = Dataplane::open(&dataplane::Options {
-        pins: pins.0.clone(),
-        hook: HookChoice::Auto,
-        sizes: Sizes::default(),
-        trace: false,
-    })?;
+    let mut bench = Bench::new("bench")?;
     let index = world::cluster(policies, peers);
-    dataplane.write(&index.tables())?;
+    bench.dataplane.write(&index.tables())?;
     let server = index
         .local_pods()
         .find(|pod| pod.key.name == world::SERVER.1)
@@ -233,11 +200,11 @@ fn cluster(
     };
     isolated.flags = 0;
 
-    let mut agent = load(object::NETPOL, &pins.0)?;
-    let mut yardstick = load(object::YARDSTICK, &pins.0)?;
+    let mut agent = bench.load(object::NETPOL)?;
+    let mut yardstick = bench.load(object::YARDSTICK)?;
     let mut verifier = vec![];
     for name in [map::POD_INGRESS, map::POD_EGRESS] {
-        let info = program(&mut agent, name)?.info()?;
+        let info = agent.program(name)?.info()?;
         verifier.push((
             name,
             info.verified_instruction_count().unwrap_or(0),
@@ -248,10 +215,12 @@ fn cluster(
     let mut times: Vec<Vec<f64>> = vec![vec![]; cases.len()];
     for round in 0..options.rounds {
         for (case, times) in cases.iter().zip(&mut times) {
-            dataplane.set_endpoint(LOOPBACK, if case.isolated { &isolated } else { &open })?;
+            bench
+                .dataplane
+                .set_endpoint(LOOPBACK, if case.isolated { &isolated } else { &open })?;
             // The flow that "established" and "bare lookup" find: opened by an allowed SYN of the same ports.
             let syn = segment(world::FRIEND, 80, tcp::SYN);
-            execute(&mut agent, map::POD_INGRESS, &syn, 1)?;
+            agent.execute(map::POD_INGRESS, &syn, LOOPBACK, 1)?;
             let object = if case.yardstick {
                 &mut yardstick
             } else {
@@ -260,9 +229,9 @@ fn cluster(
             let mut repeat = options.repeat;
             if let Some(few) = case.few {
                 repeat = repeat.min(few);
-                forget_flows(&pins.0)?;
+                bench.forget_flows()?;
             }
-            let (verdict, time) = execute(object, case.program, &case.packet, repeat)?;
+            let (verdict, time) = object.execute(case.program, &case.packet, LOOPBACK, repeat)?;
             ensure!(
                 (verdict != DROP) == case.passes,
                 "{}: the verdict is not the one to be measured",
@@ -274,67 +243,6 @@ fn cluster(
         }
     }
     Ok((times.iter_mut().map(|t| median(t)).collect(), verifier))
-}
-
-/// Empties the flow table.
-fn forget_flows(pins: &Path) -> anyhow::Result<()> {
-    let pin = pins.join(format!("v{}", map::SCHEMA)).join(map::FLOWS);
-    let map = Map::from_map_data(MapData::from_pin(pin)?)?;
-    let mut flows: HashMap<_, FlowKey, Flow> = map.try_into()?;
-    let keys: Vec<FlowKey> = flows.keys().filter_map(Result::ok).collect();
-    for key in keys {
-        let _ = flows.remove(&key);
-    }
-    Ok(())
-}
-
-/// `TC_ACT_SHOT`.
-const DROP: u32 = 2;
-
-fn load(object: &[u8], pins: &Path) -> anyhow::Result<Ebpf> {
-    ensure!(
-        !object.is_empty(),
-        "built without the eBPF programs: run `cargo xtask setup`, then build again"
-    );
-    let directory = pins.join(format!("v{}", map::SCHEMA));
-    let mut loader = EbpfLoader::new();
-    for name in [
-        map::ENDPOINTS,
-        map::PEER_HOSTS,
-        map::PEER_NETS,
-        map::RULES,
-        map::PORTS,
-        map::FLOWS,
-        map::STATS,
-        map::EPOCH,
-    ] {
-        loader.map_pin_path(name, directory.join(name));
-    }
-    let mut object = loader.load(object)?;
-    let names: Vec<String> = object.programs().map(|(name, _)| name.to_owned()).collect();
-    for name in names {
-        program(&mut object, &name)?.load()?;
-    }
-    Ok(object)
-}
-
-fn program<'a>(object: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
-    Ok(object
-        .program_mut(name)
-        .with_context(|| format!("no program {name}"))?
-        .try_into()?)
-}
-
-/// The verdict and the nanoseconds of one run.
-fn execute(object: &mut Ebpf, name: &str, bytes: &[u8], repeat: u32) -> anyhow::Result<(u32, f64)> {
-    let result = program(object, name)?
-        .test_run(TestRunOptions {
-            data_in: Some(bytes),
-            repeat,
-            ..TestRunOptions::default()
-        })
-        .with_context(|| format!("test run of {name}"))?;
-    Ok((result.return_value, result.duration.as_nanos() as f64))
 }
 
 fn median(times: &mut [f64]) -> f64 {

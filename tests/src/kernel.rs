@@ -1,0 +1,187 @@
+//! The programs in this kernel, fed with single packets (`BPF_PROG_TEST_RUN`): no network, no agent.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRunOptions,
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, TestRun as _},
+};
+use netpol_agent::dataplane::{self, Dataplane, HookChoice, Sizes};
+use netpol_common::{Direction, Flow, FlowKey, Reason, map};
+
+/// The device whose index the kernel gives to a test packet: the loopback device of this network namespace.
+pub const LOOPBACK: u32 = 1;
+/// `TC_ACT_SHOT`.
+pub const DROP: u32 = 2;
+/// `TC_ACT_UNSPEC`, as the kernel returns it.
+pub const PASS: u32 = u32::MAX;
+
+/// A dataplane with pins of its own, in a network namespace of its own. Everything goes when it is dropped.
+pub struct Bench {
+    /// The dataplane whose tables the programs read.
+    pub dataplane: Dataplane,
+    pins: Pins,
+}
+
+/// Removes pins, also when something fails.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Err(error) = dataplane::cleanup(&self.0) {
+            eprintln!("cannot clean up {}: {error}", self.0.display());
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+impl Bench {
+    /// Moves this thread into a network namespace of its own and opens a dataplane there. `name` is for a reader of the pins.
+    ///
+    /// # Errors
+    ///
+    /// If this is not root, or the programs are not built or do not load.
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "this needs root: it loads programs into the kernel"
+        );
+        // Nobody else's packets on the loopback device whose index the test packets carry.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace")?;
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        let pins = Pins(PathBuf::from(format!(
+            "/run/netpol-{name}-{process}-{number}"
+        )));
+        let dataplane = Dataplane::open(&dataplane::Options {
+            pins: pins.0.clone(),
+            hook: HookChoice::Auto,
+            sizes: Sizes::default(),
+            trace: false,
+        })?;
+        Ok(Self { dataplane, pins })
+    }
+
+    /// The directory of its pins.
+    pub fn pins(&self) -> &Path {
+        &self.pins.0
+    }
+
+    /// Loads all programs of an object, on the tables of this dataplane.
+    ///
+    /// # Errors
+    ///
+    /// If the object is empty (built without the eBPF tools) or the kernel refuses a program.
+    pub fn load(&self, object: &[u8]) -> anyhow::Result<Programs> {
+        ensure!(
+            !object.is_empty(),
+            "built without the eBPF programs: run `cargo xtask setup`, then build again"
+        );
+        let directory = self.directory();
+        let mut loader = EbpfLoader::new();
+        for name in [
+            map::ENDPOINTS,
+            map::PEER_HOSTS,
+            map::PEER_NETS,
+            map::RULES,
+            map::PORTS,
+            map::FLOWS,
+            map::STATS,
+            map::EPOCH,
+        ] {
+            loader.map_pin_path(name, directory.join(name));
+        }
+        let mut programs = Programs(loader.load(object)?);
+        let names: Vec<String> = programs
+            .0
+            .programs()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        for name in names {
+            programs.program(&name)?.load()?;
+        }
+        Ok(programs)
+    }
+
+    /// Empties the flow table.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn forget_flows(&self) -> anyhow::Result<()> {
+        let map = Map::from_map_data(MapData::from_pin(self.directory().join(map::FLOWS))?)?;
+        let mut flows: HashMap<_, FlowKey, Flow> = map.try_into()?;
+        let keys: Vec<FlowKey> = flows.keys().filter_map(Result::ok).collect();
+        for key in keys {
+            let _ = flows.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// How often each reason was counted for a slot and a direction.
+    ///
+    /// # Errors
+    ///
+    /// If the statistics cannot be read.
+    pub fn counted(&self, slot: u32, direction: Direction) -> anyhow::Result<[u64; Reason::COUNT]> {
+        let all = self.dataplane.statistics(slot)?;
+        Ok(all[direction as usize].map(|tally| tally.packets))
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.pins.0.join(format!("v{}", map::SCHEMA))
+    }
+}
+
+/// The programs of an object.
+pub struct Programs(Ebpf);
+
+impl Programs {
+    /// A program by its name.
+    ///
+    /// # Errors
+    ///
+    /// If the object has none of that name.
+    pub fn program(&mut self, name: &str) -> anyhow::Result<&mut SchedClassifier> {
+        Ok(self
+            .0
+            .program_mut(name)
+            .with_context(|| format!("no program {name}"))?
+            .try_into()?)
+    }
+
+    /// Runs a program on a packet that came in by the device with index `came_in_by` (0: from the node itself). Returns the
+    /// verdict and the nanoseconds of one run.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the packet: it takes none of less than 14 bytes.
+    pub fn execute(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        came_in_by: u32,
+        repeat: u32,
+    ) -> anyhow::Result<(u32, f64)> {
+        // struct __sk_buff (include/uapi/linux/bpf.h): 192 bytes, of which a test may set few.
+        let mut context = [0u8; 192];
+        context[36..40].copy_from_slice(&came_in_by.to_ne_bytes());
+        context[40..44].copy_from_slice(&LOOPBACK.to_ne_bytes());
+        let result = self
+            .program(name)?
+            .test_run(TestRunOptions {
+                data_in: Some(bytes),
+                ctx_in: Some(&context),
+                repeat,
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("test run of {name}"))?;
+        Ok((result.return_value, result.duration.as_nanos() as f64))
+    }
+}
