@@ -295,7 +295,7 @@ fn check(world: &Snapshot, plane: &Plane) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     /// The judge, on packets and compiled tables, says what the reference says.
     #[test]
@@ -351,7 +351,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     /// After every batch of a random history the tables say what the reference says of the objects of that moment; and when
     /// all has come to rest nothing tells them from tables compiled from nothing.
@@ -427,7 +427,7 @@ impl Timeline {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     /// While one object changes, element by element, every question has its old answer or its new one, and then only the
     /// new one while the old state is taken away; also for a packet that reads one table before and the next one after.
