@@ -11,9 +11,7 @@ use netpol_agent::{
         reference::{Family, Party, Snapshot},
     },
 };
-use netpol_common::{
-    ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, NO_PORTS, RuleKey, Tables, judge,
-};
+use netpol_common::{Address, Direction, Endpoint, Tables, judge};
 
 /// The node whose pods are enforced.
 pub const HERE: &str = "here";
@@ -27,46 +25,6 @@ pub struct Question {
     /// `None` is an ICMP echo.
     pub protocol: Option<Protocol>,
     pub port: u16,
-}
-
-/// Ports on both sides of every boundary that the worlds of the property tests use.
-pub const PROBES: [(Option<Protocol>, u16); 11] = [
-    (Some(Protocol::Tcp), 53),
-    (Some(Protocol::Tcp), 79),
-    (Some(Protocol::Tcp), 80),
-    (Some(Protocol::Tcp), 90),
-    (Some(Protocol::Tcp), 91),
-    (Some(Protocol::Tcp), 8080),
-    (Some(Protocol::Tcp), 8081),
-    (Some(Protocol::Udp), 53),
-    (Some(Protocol::Udp), 80),
-    (Some(Protocol::Sctp), 80),
-    (None, 0),
-];
-
-/// Every question about the pods of this node.
-pub fn questions(world: &Snapshot, remotes: &[IpAddr]) -> Vec<Question> {
-    let mut questions = Vec::new();
-    let local = world
-        .pods
-        .values()
-        .filter(|pod| pod.node == HERE && !pod.host_network && !pod.finished);
-    for pod in local {
-        for &remote in remotes {
-            for direction in Direction::BOTH {
-                for (protocol, port) in PROBES {
-                    questions.push(Question {
-                        pod: pod.key.clone(),
-                        direction,
-                        remote,
-                        protocol,
-                        port,
-                    });
-                }
-            }
-        }
-    }
-    questions
 }
 
 /// What the reference says.
@@ -89,37 +47,6 @@ pub fn expected(world: &Snapshot, q: &Question) -> bool {
                 .egress
         }
     }
-}
-
-/// What an isolation and the tables say, in the order in which the judge looks things up. The three tables may be of
-/// different moments: a packet takes its time.
-pub fn decide_across(
-    isolation: Isolation,
-    peers: &MemoryTables,
-    rules: &MemoryTables,
-    ports: &MemoryTables,
-    q: &Question,
-) -> bool {
-    let Some(ruleset) = isolation.ruleset() else {
-        return true;
-    };
-    let address = Address::from(q.remote);
-    let peer = peers
-        .host(&address)
-        .or_else(|| peers.net(&address))
-        .unwrap_or_default();
-    if peer.is_node() {
-        return true;
-    }
-    let row = |class| rules.rule(&RuleKey { ruleset, class });
-    let own = if peer.class == NO_CLASS {
-        None
-    } else {
-        row(peer.class)
-    };
-    let set = own.or_else(|| row(NO_CLASS)).unwrap_or(NO_PORTS);
-    let protocol = q.protocol.map_or(1, Protocol::number);
-    set == ALL_PORTS || (set != NO_PORTS && ports.port(set, protocol, q.port))
 }
 
 /// The tables as the dataplane has written them, and what it was told about local pods.
@@ -146,26 +73,6 @@ impl Plane {
         for gone in &change.gone {
             self.isolation.remove(gone);
         }
-    }
-
-    /// The isolation of the question's pod; a pod that the dataplane does not know is open.
-    pub fn isolation(&self, q: &Question) -> Isolation {
-        match (self.isolation.get(&q.pod), q.direction) {
-            (None, _) => Isolation::OPEN,
-            (Some(pod), Direction::Ingress) => pod.ingress,
-            (Some(pod), Direction::Egress) => pod.egress,
-        }
-    }
-
-    /// What the tables say, without building a packet.
-    pub fn decide(&self, q: &Question) -> bool {
-        decide_across(
-            self.isolation(q),
-            &self.tables,
-            &self.tables,
-            &self.tables,
-            q,
-        )
     }
 
     /// What the judge of the kernel says to the first packet of a connection.
