@@ -2,160 +2,29 @@
 //! talk to whom. Every answer is asked of the judge on a packet, and of the reference.
 
 mod policy_support;
+#[path = "policy_support/world.rs"]
+mod world;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
-use netpol_agent::policy::{
-    Edit, Generation, Index, ObjectChange, convert,
-    object::{ObjectKey, Protocol},
-    reference::Snapshot,
-};
-use netpol_common::{Direction, Isolation, Peer};
-use policy_support::{HERE, Plane, Question, compile, expected, settle};
+use netpol_agent::policy::{ObjectChange, object::Protocol};
+use netpol_common::{Direction, Isolation};
+use policy_support::compile;
 use serde_json::{Value, json};
+use world::{TCP, World, clients, namespace, pod, pod_with, policy, server_policy};
 
-const TCP: Option<Protocol> = Some(Protocol::Tcp);
 const UDP: Option<Protocol> = Some(Protocol::Udp);
 const SCTP: Option<Protocol> = Some(Protocol::Sctp);
 const ICMP: Option<Protocol> = None;
-
-fn namespace(name: &str, labels: Value) -> ObjectChange {
-    let object = json!({ "metadata": { "name": name, "labels": labels } });
-    let object = serde_json::from_value(object).expect("a namespace");
-    ObjectChange::Namespace(convert::namespace(&object).expect("a good namespace"))
-}
-
-/// A pod of this node.
-fn pod(namespace: &str, name: &str, ip: &str, labels: Value) -> ObjectChange {
-    pod_with(namespace, name, ip, labels, json!({}), json!({}))
-}
-
-/// A pod with more in its spec and status.
-fn pod_with(
-    namespace: &str,
-    name: &str,
-    ip: &str,
-    labels: Value,
-    spec: Value,
-    status: Value,
-) -> ObjectChange {
-    let mut object = json!({
-        "metadata": { "namespace": namespace, "name": name, "labels": labels },
-        "spec": { "nodeName": HERE, "containers": [] },
-        "status": { "podIPs": [{ "ip": ip }] },
-    });
-    for (section, more) in [("spec", spec), ("status", status)] {
-        for (key, value) in more.as_object().expect("an object") {
-            object[section][key] = value.clone();
-        }
-    }
-    let object = serde_json::from_value(object).expect("a pod");
-    ObjectChange::Pod(convert::pod(&object).expect("a good pod"))
-}
-
-fn policy(namespace: &str, name: &str, spec: Value) -> ObjectChange {
-    let object = json!({ "metadata": { "namespace": namespace, "name": name }, "spec": spec });
-    let object = serde_json::from_value(object).expect("a policy");
-    ObjectChange::Policy(convert::policy(&object).expect("a good policy"))
-}
 
 fn ports(ports: Value) -> Value {
     json!({ "containers": [{ "name": "c", "ports": ports }] })
 }
 
-/// A world that is changed and asked.
-struct World {
-    objects: Snapshot,
-    index: Index,
-    plane: Plane,
-}
-
-impl World {
-    fn of(changes: impl IntoIterator<Item = ObjectChange>) -> Self {
-        let mut world = Self {
-            objects: Snapshot {
-                node: HERE.into(),
-                ..Snapshot::default()
-            },
-            index: Index::new(HERE),
-            plane: Plane::default(),
-        };
-        for change in changes {
-            world.change(change);
-        }
-        world
-    }
-
-    /// Applies and settles a change.
-    fn change(&mut self, change: ObjectChange) {
-        self.objects.apply(&change);
-        self.plane.write_change(&self.index.apply([change]));
-        settle(&mut self.index, &mut self.plane);
-    }
-
-    fn address(&self, pod: &str) -> IpAddr {
-        let (namespace, name) = pod.split_once('/').expect("namespace/name");
-        self.objects.pods[&ObjectKey::new(namespace, name)].addresses[0]
-    }
-
-    /// Whether a pod's own rules let it talk with an address.
-    fn permits(
-        &mut self,
-        pod: &str,
-        direction: Direction,
-        remote: IpAddr,
-        protocol: Option<Protocol>,
-        port: u16,
-    ) -> bool {
-        let (namespace, name) = pod.split_once('/').expect("namespace/name");
-        let question = Question {
-            pod: ObjectKey::new(namespace, name),
-            direction,
-            remote,
-            protocol,
-            port,
-        };
-        let answer = self.plane.judge(self.address(pod), &question);
-        assert_eq!(
-            answer,
-            expected(&self.objects, &question),
-            "reference: {question:?}"
-        );
-        answer
-    }
-
-    /// Whether a pod lets another one in.
-    fn lets_in(&mut self, pod: &str, from: &str, protocol: Option<Protocol>, port: u16) -> bool {
-        let from = self.address(from);
-        self.permits(pod, Direction::Ingress, from, protocol, port)
-    }
-
-    /// Whether a pod lets out to another one.
-    fn lets_out(&mut self, pod: &str, to: &str, protocol: Option<Protocol>, port: u16) -> bool {
-        let to = self.address(to);
-        self.permits(pod, Direction::Egress, to, protocol, port)
-    }
-}
-
-/// A server in `prod`, and clients of every kind.
-fn clients() -> Vec<ObjectChange> {
-    vec![
-        namespace("prod", json!({ "env": "prod" })),
-        namespace("dev", json!({ "env": "dev" })),
-        pod("prod", "server", "10.0.0.1", json!({ "app": "server" })),
-        pod("prod", "web", "10.0.0.2", json!({ "app": "web" })),
-        pod("prod", "bare", "10.0.0.3", json!({})),
-        pod("dev", "web", "10.0.1.2", json!({ "app": "web" })),
-        pod("dev", "bare", "10.0.1.3", json!({})),
-    ]
-}
-
-fn server_policy(rules: Value) -> ObjectChange {
-    policy(
-        "prod",
-        "server",
-        json!({ "podSelector": { "matchLabels": { "app": "server" } }, "ingress": rules }),
-    )
+/// Whether a pod lets out to another one.
+fn lets_out(world: &mut World, pod: &str, to: &str, protocol: Option<Protocol>, port: u16) -> bool {
+    let to = world.address(to);
+    world.permits(pod, Direction::Egress, to, protocol, port)
 }
 
 const CLIENTS: [&str; 4] = ["prod/web", "prod/bare", "dev/web", "dev/bare"];
@@ -175,7 +44,7 @@ fn without_a_policy_everything_is_open() {
     let mut world = World::of(clients());
     for client in CLIENTS {
         assert!(world.lets_in("prod/server", client, TCP, 80));
-        assert!(world.lets_out("prod/server", client, ICMP, 0));
+        assert!(lets_out(&mut world, "prod/server", client, ICMP, 0));
     }
 }
 
@@ -357,12 +226,12 @@ fn ingress_rules_say_nothing_about_what_a_pod_sends() {
     };
     world.change(policy("prod", "server", spec(json!(["Ingress", "Egress"]))));
     assert!(world.lets_in("prod/server", "prod/web", TCP, 80));
-    assert!(!world.lets_out("prod/server", "prod/web", TCP, 80));
-    assert!(world.lets_out("prod/server", "dev/bare", TCP, 80));
+    assert!(!lets_out(&mut world, "prod/server", "prod/web", TCP, 80));
+    assert!(lets_out(&mut world, "prod/server", "dev/bare", TCP, 80));
     assert!(!world.lets_in("prod/server", "dev/bare", TCP, 80));
     world.change(policy("prod", "server", spec(json!(["Ingress"]))));
     assert!(
-        world.lets_out("prod/server", "prod/web", TCP, 80),
+        lets_out(&mut world, "prod/server", "prod/web", TCP, 80),
         "not isolated for egress"
     );
     assert!(!world.lets_in("prod/server", "dev/bare", TCP, 80));
@@ -470,11 +339,11 @@ fn a_port_name_means_on_egress_what_each_destination_calls_so() {
     };
     for to in [json!([{ "namespaceSelector": {} }]), json!([])] {
         world.change(policy("prod", "server", spec(to)));
-        assert!(world.lets_out("prod/server", "prod/web", TCP, 80));
-        assert!(!world.lets_out("prod/server", "prod/web", TCP, 8080));
-        assert!(world.lets_out("prod/server", "dev/web", TCP, 8080));
-        assert!(!world.lets_out("prod/server", "dev/web", TCP, 80));
-        assert!(!world.lets_out("prod/server", "dev/bare", TCP, 80));
+        assert!(lets_out(&mut world, "prod/server", "prod/web", TCP, 80));
+        assert!(!lets_out(&mut world, "prod/server", "prod/web", TCP, 8080));
+        assert!(lets_out(&mut world, "prod/server", "dev/web", TCP, 8080));
+        assert!(!lets_out(&mut world, "prod/server", "dev/web", TCP, 80));
+        assert!(!lets_out(&mut world, "prod/server", "dev/bare", TCP, 80));
     }
     // An address of a block has no names, even if a pod has the address.
     world.change(policy(
@@ -482,7 +351,7 @@ fn a_port_name_means_on_egress_what_each_destination_calls_so() {
         "server",
         spec(json!([{ "ipBlock": { "cidr": "10.0.0.0/8" } }])),
     ));
-    assert!(!world.lets_out("prod/server", "prod/web", TCP, 80));
+    assert!(!lets_out(&mut world, "prod/server", "prod/web", TCP, 80));
 }
 
 #[test]
@@ -564,7 +433,7 @@ fn a_pod_with_host_network_is_its_node() {
         world.lets_in("prod/server", "prod/agent", TCP, 80),
         "its node is always allowed"
     );
-    assert!(world.lets_out("prod/server", "prod/agent", TCP, 80));
+    assert!(lets_out(&mut world, "prod/server", "prod/agent", TCP, 80));
 }
 
 #[test]
@@ -584,223 +453,4 @@ fn a_finished_pod_has_given_its_address_back() {
     );
     world.change(done);
     assert!(!world.lets_in("prod/server", "prod/web", TCP, 80));
-}
-
-#[test]
-fn an_address_belongs_to_the_successor_while_the_old_pod_is_still_on_record() {
-    let mut world = World::of(clients());
-    world.change(server_policy(
-        json!([{ "from": [{ "podSelector": { "matchLabels": { "app": "web" } } }] }]),
-    ));
-    // `bare` got the address of `web`, which is going away.
-    let ObjectChange::Pod(mut old) = pod("prod", "web", "10.0.0.2", json!({ "app": "web" })) else {
-        unreachable!("a pod")
-    };
-    old.terminating = true;
-    world.change(ObjectChange::Pod(old.clone()));
-    assert!(
-        world.lets_in("prod/server", "prod/web", TCP, 80),
-        "it counts until it is gone"
-    );
-    world.change(pod("prod", "bare", "10.0.0.2", json!({})));
-    assert!(!world.lets_in("prod/server", "prod/bare", TCP, 80));
-    let addresses = |world: &World, name: &str| {
-        let pod = world
-            .index
-            .local_pods()
-            .find(|p| p.key == ObjectKey::new("prod", name));
-        pod.expect("a local pod").addresses
-    };
-    assert!(addresses(&world, "web").is_empty());
-    assert_eq!(addresses(&world, "bare"), [world.address("prod/bare")]);
-    world.change(ObjectChange::PodGone(ObjectKey::new("prod", "bare")));
-    assert!(
-        world.lets_in("prod/server", "prod/web", TCP, 80),
-        "and takes it back"
-    );
-}
-
-#[test]
-fn policies_of_other_nodes_pods_leave_no_trace() {
-    let there = |name: &str, ip: &str| {
-        pod_with(
-            "prod",
-            name,
-            ip,
-            json!({ "app": "server" }),
-            json!({ "nodeName": "there" }),
-            json!({}),
-        )
-    };
-    let world = World::of([
-        there("a", "10.0.0.1"),
-        there("b", "10.0.0.2"),
-        server_policy(
-            json!([{ "from": [{ "podSelector": {} }, { "ipBlock": { "cidr": "10.0.0.0/8" } }] }]),
-        ),
-    ]);
-    // The root entry of IPv4 is always there.
-    assert_eq!(world.index.tables().len(), 1);
-    assert_eq!(world.index.local_pods().count(), 0);
-    let status: Vec<_> = world.index.policies().collect();
-    assert_eq!(status.len(), 1);
-    assert!(status[0].pods.is_empty());
-}
-
-#[test]
-fn the_last_policy_gone_leaves_empty_tables() {
-    let mut world = World::of(clients());
-    let empty = world.index.tables();
-    world.change(server_policy(json!([{ "from": [{ "podSelector": {} }, { "ipBlock": { "cidr": "10.0.0.0/8" } }], "ports": [{ "port": 80 }] }])));
-    assert_ne!(world.index.tables(), empty);
-    world.change(ObjectChange::PolicyGone(ObjectKey::new("prod", "server")));
-    assert_eq!(world.index.tables(), empty);
-    assert_eq!(world.plane.tables.content(), empty);
-}
-
-#[test]
-fn a_peer_that_comes_is_one_entry_whatever_the_number_of_policies() {
-    let mut objects = clients();
-    for n in 0..200 {
-        objects.push(policy("prod", &format!("p{n}"), json!({ "podSelector": {}, "ingress": [
-            { "from": [{ "podSelector": { "matchLabels": { "app": format!("web{}", n % 7) } } }], "ports": [{ "port": n + 1 }] },
-        ] })));
-        objects.push(pod(
-            "prod",
-            &format!("w{n}"),
-            &format!("10.0.7.{n}"),
-            json!({ "app": format!("web{}", n % 7) }),
-        ));
-    }
-    let (mut index, _) = compile(objects);
-    let there = pod_with(
-        "prod",
-        "new",
-        "10.0.8.1",
-        json!({ "app": "web3" }),
-        json!({ "nodeName": "there" }),
-        json!({}),
-    );
-    let change = index.apply([there]);
-    assert!(matches!(change.add[..], [Edit::Host { .. }]), "{change:?}");
-    assert!(change.flip.is_empty() && index.settled());
-}
-
-#[test]
-fn a_local_pod_is_announced_before_it_has_an_address() {
-    let mut world = World::of([policy("prod", "deny", json!({ "podSelector": {} }))]);
-    let ObjectChange::Pod(mut early) = pod("prod", "early", "10.0.0.1", json!({})) else {
-        unreachable!("a pod")
-    };
-    let addresses = std::mem::take(&mut early.addresses);
-    let change = world.index.apply([ObjectChange::Pod(early.clone())]);
-    assert_eq!(change.flip.len(), 1);
-    assert_ne!(change.flip[0].ingress, Isolation::OPEN);
-    let listed: Vec<_> = world.index.local_pods().collect();
-    assert!(listed[0].addresses.is_empty());
-    assert_eq!(listed[0].ingress_policies, ["deny"]);
-    assert!(listed[0].egress_policies.is_empty());
-    drop(listed);
-    // The address is news for the dataplane, although the isolation is the same.
-    early.addresses = addresses;
-    assert_eq!(world.index.apply([ObjectChange::Pod(early)]).flip.len(), 1);
-}
-
-#[test]
-fn a_pod_replaced_under_its_name_is_announced_again() {
-    let mut world = World::of(clients());
-    let key = ObjectKey::new("prod", "web");
-    let change = world.index.apply([
-        ObjectChange::PodGone(key.clone()),
-        pod("prod", "web", "10.0.0.9", json!({ "app": "web" })),
-    ]);
-    assert!(change.gone.is_empty());
-    assert_eq!(
-        change.flip.iter().map(|f| &f.pod).collect::<Vec<_>>(),
-        [&key]
-    );
-    let change = world.index.apply([ObjectChange::PodGone(key.clone())]);
-    assert_eq!(change.gone, [key]);
-    assert!(change.flip.is_empty());
-}
-
-#[test]
-fn a_pod_that_moves_to_another_node_is_gone_here_and_still_a_peer() {
-    let mut world = World::of(clients());
-    world.change(server_policy(json!([{ "from": [{ "podSelector": {} }] }])));
-    let moved = pod_with(
-        "prod",
-        "web",
-        "10.0.0.2",
-        json!({ "app": "web" }),
-        json!({ "nodeName": "there" }),
-        json!({}),
-    );
-    let change = world.index.apply([moved]);
-    assert_eq!(change.gone, [ObjectKey::new("prod", "web")]);
-    assert!(change.add.is_empty());
-}
-
-#[test]
-fn what_is_needed_again_before_it_was_taken_away_costs_no_entry() {
-    let mut world = World::of(clients());
-    let web = server_policy(
-        json!([{ "from": [{ "podSelector": { "matchLabels": { "app": "web" } } }] }]),
-    );
-    world.change(web.clone());
-    world.index.apply([server_policy(json!([]))]);
-    assert!(!world.index.settled());
-    let back = world.index.apply([web]);
-    assert!(back.add.is_empty(), "{back:?}");
-    assert_eq!(back.flip.len(), 1);
-}
-
-#[test]
-fn nothing_is_taken_away_before_its_time() {
-    let mut world = World::of(clients());
-    world.change(server_policy(
-        json!([{ "from": [{ "podSelector": { "matchLabels": { "app": "web" } } }] }]),
-    ));
-    let before = world.index.generation();
-    world
-        .index
-        .apply([ObjectChange::PolicyGone(ObjectKey::new("prod", "server"))]);
-    assert_eq!(world.index.settle(before), []);
-    assert!(!world.index.settled());
-    let after = world.index.generation();
-    assert!(after > before);
-    assert!(!world.index.settle(after).is_empty());
-    // The class that the peers left just now waits for its own time.
-    assert_eq!(world.index.settle(after), []);
-    assert!(!world.index.settled());
-    world.index.settle(world.index.generation());
-    assert!(world.index.settled());
-    assert!(world.index.generation() > Generation(0));
-}
-
-#[test]
-fn a_node_address_is_marked_and_keeps_its_blocks() {
-    let node: IpAddr = "10.0.0.100".parse().expect("an address");
-    let mut world = World::of(clients());
-    world.change(ObjectChange::NodeAddresses([node].into()));
-    let entry = |world: &World| {
-        world
-            .index
-            .tables()
-            .into_iter()
-            .find_map(|edit| match edit {
-                Edit::Host { address, peer } if address == node.into() => peer,
-                _ => None,
-            })
-    };
-    let peer = entry(&world).expect("an entry");
-    assert_eq!((peer.class, peer.flags), (0, Peer::NODE));
-    world.change(server_policy(
-        json!([{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/24" } }] }]),
-    ));
-    let peer = entry(&world).expect("an entry");
-    assert!(peer.is_node() && peer.class != 0);
-    world.change(ObjectChange::NodeAddresses(BTreeSet::new()));
-    let peer = entry(&world);
-    assert_eq!(peer, None, "the block's prefix answers for it again");
 }

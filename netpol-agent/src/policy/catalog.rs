@@ -39,6 +39,9 @@ struct Links {
     rulesets: BTreeSet<Ref<Ruleset>>,
 }
 
+/// A ruleset and a class; without a class it is what the ruleset gives to everybody.
+type Row = (Ref<Ruleset>, Option<Ref<Class>>);
+
 /// Terms, classes, rulesets, port sets, and the rows of the rule table.
 ///
 /// One rule holds at all times, for everything in it, retired or not: a ruleset and a class have a row exactly when the
@@ -51,8 +54,7 @@ pub(super) struct Catalog {
     classes: Store<Class>,
     rulesets: Store<Ruleset>,
     port_sets: Store<PortSet>,
-    /// `None` as class is everybody.
-    rows: HashMap<(Ref<Ruleset>, Option<Ref<Class>>), Ref<PortSet>>,
+    rows: HashMap<Row, Ref<PortSet>>,
     /// Edits of port sets, and of rows, since they were last taken.
     pub(super) port_edits: Vec<Edit>,
     pub(super) rule_edits: Vec<Edit>,

@@ -204,9 +204,11 @@ impl Index {
         tables
     }
 
-    /// The pods of this node, those without an address yet included.
+    /// The pods of this node by namespace and name, those without an address yet included.
     pub fn local_pods(&self) -> impl Iterator<Item = LocalPod<'_>> {
-        self.selection.locals.iter().map(|(&pod, local)| {
+        let mut locals: Vec<_> = self.selection.locals.iter().collect();
+        locals.sort_by_cached_key(|(pod, _)| self.world.pod_key(**pod));
+        locals.into_iter().map(|(&pod, local)| {
             let isolation = self.isolation(pod);
             let names = |direction| {
                 let mut names: Vec<_> = local
@@ -235,9 +237,16 @@ impl Index {
         })
     }
 
-    /// All policies.
+    /// All policies by namespace and name.
     pub fn policies(&self) -> impl Iterator<Item = PolicyStatus<'_>> {
-        self.selection.policies.iter().map(|(_, record)| {
+        let mut policies: Vec<_> = self
+            .selection
+            .policies
+            .iter()
+            .map(|(_, record)| record)
+            .collect();
+        policies.sort_unstable_by(|a, b| a.policy.key.cmp(&b.policy.key));
+        policies.into_iter().map(|record| {
             let mut pods: Vec<_> = record
                 .selected
                 .iter()
@@ -249,5 +258,16 @@ impl Index {
                 pods,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_may_move_between_threads() {
+        fn is_send<T: Send>() {}
+        is_send::<Index>();
     }
 }
