@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
@@ -318,9 +318,14 @@ impl Site {
             error,
         })?;
         let mut command = Command::new(&self.binary);
-        // SAFETY: between `fork` and `exec` it makes one system call, `setns`, and allocates nothing.
+        // SAFETY: between `fork` and `exec` it makes two system calls, `setns` and `rt_sigprocmask` (the lab's program
+        // blocks signals, and the child would inherit that), and allocates nothing.
         unsafe {
-            command.pre_exec(move || lab::enter(&namespace));
+            command.pre_exec(move || {
+                lab::enter(&namespace)?;
+                SigSet::empty().thread_set_mask()?;
+                Ok(())
+            });
         }
         Ok(command)
     }

@@ -6,6 +6,7 @@
 //! - [`agent`]: the real agent as a child process on the lab's node
 //! - [`bench`]: what the datapath costs
 //! - [`kernel`]: the programs, fed with single packets
+//! - [`reference`]: the table that the naive evaluator expects
 //! - [`scenario`]: directories with a world, its policies and the expected tables
 
 pub mod agent;
@@ -13,5 +14,6 @@ pub mod bench;
 pub mod kernel;
 pub mod lab;
 pub mod manifests;
+pub mod reference;
 pub mod scenario;
 pub mod table;

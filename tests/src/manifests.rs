@@ -294,6 +294,23 @@ impl World {
         broken.chain(odd).collect()
     }
 
+    /// The documents of a kind, pods as `place` places them.
+    pub fn values(
+        &self,
+        kind: &str,
+        place: impl Fn(&PodManifest) -> Option<Placement>,
+    ) -> Vec<Value> {
+        self.objects()
+            .map(|(_, value)| value)
+            .filter(|value| value["kind"] == kind)
+            .cloned()
+            .map(|mut value| {
+                pod::place_all(&mut value, &place);
+                value
+            })
+            .collect()
+    }
+
     /// The files as the agent shall see them: as they were written, but every pod with the node, the phase and the
     /// addresses that `place` gives it.
     pub fn materialise(

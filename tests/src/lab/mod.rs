@@ -120,6 +120,12 @@ impl Lab {
         self.run_dir.manifests()
     }
 
+    /// Every address of the node itself: on its uplink, and as the pods' router.
+    pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
+        let routers = topology::pod_addresses(topology::NODE_NUMBER, 1);
+        NODE_ADDRESSES.into_iter().chain(routers).collect()
+    }
+
     /// The node.
     pub const fn node(&self) -> &Station {
         &self.backbone.node

@@ -55,6 +55,17 @@ impl std::fmt::Display for Shape {
     }
 }
 
+impl std::str::FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|shape| shape.to_string() == text)
+            .ok_or_else(|| format!("`{text}` is no shape: choose bridge, bridge-nf or routed"))
+    }
+}
+
 /// What the node is called, in `spec.nodeName` and to the agent.
 pub const NODE_NAME: &str = "node";
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use netpol_agent::policy::object::ObjectKey;
+use serde_json::Value;
 
 use super::{
     Lab, Place, Seat,
@@ -93,6 +94,11 @@ impl Lab {
     ) -> Result<(), LabError> {
         change(&mut self.world)?;
         self.sync()
+    }
+
+    /// The documents of a kind as the agent sees them: pods with their node and their addresses.
+    pub fn documents(&self, kind: &str) -> Vec<Value> {
+        self.world.values(kind, |pod| self.placement(pod))
     }
 
     /// Replaces the whole world.
@@ -285,19 +291,26 @@ impl Lab {
         Ok(())
     }
 
+    fn placement(&self, pod: &PodManifest) -> Option<Placement> {
+        let seat = self.parties.get(&Party::Pod(pod.key.clone()))?;
+        let local = match &seat.place {
+            Place::Own { node, .. } => node.as_deref() == Some(NODE_NAME),
+            Place::Node => true,
+        };
+        Some(Placement {
+            node: pod.node.clone().unwrap_or_else(|| NODE_NAME.to_owned()),
+            host_addresses: if local {
+                NODE_ADDRESSES.into()
+            } else {
+                Vec::new()
+            },
+            addresses: seat.addresses.clone(),
+        })
+    }
+
     /// Writes the files that changed, each whole or not at all, and removes those that are gone.
     fn write_manifests(&mut self) -> Result<(), LabError> {
-        let files = self.world.materialise(|pod| {
-            let seat = self.parties.get(&Party::Pod(pod.key.clone()))?;
-            Some(Placement {
-                node: pod.node.clone().unwrap_or_else(|| NODE_NAME.to_owned()),
-                host_addresses: match &seat.place {
-                    Place::Own { node, .. } if node.as_deref() != Some(NODE_NAME) => Vec::new(),
-                    _ => NODE_ADDRESSES.into(),
-                },
-                addresses: seat.addresses.clone(),
-            })
-        });
+        let files = self.world.materialise(|pod| self.placement(pod));
         let directory = self.run_dir.manifests();
         let failed =
             |file: &str, error: io::Error| LabError::io(format!("write manifest {file}"), error);

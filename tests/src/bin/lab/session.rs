@@ -1,0 +1,220 @@
+//! One session: the table without the agent, the table with it, and then every edit.
+
+use std::{collections::BTreeSet, path::Path, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, bail};
+use netpol_tests::{
+    agent::{Agent, Hook},
+    lab::{Lab, Shape},
+    reference,
+    table::{Destination, MatrixStyle, Table},
+};
+
+use crate::{
+    events::{Events, Next},
+    source::{Source, Stage},
+};
+
+/// Runs a session to its end.
+pub fn run(
+    source: &Source,
+    mut events: Events,
+    once: bool,
+    shape: Shape,
+    hook: Hook,
+) -> Result<ExitCode> {
+    let stages = source.stages()?;
+    let Some(first) = stages.first() else {
+        bail!("there is nothing to run");
+    };
+    let started = Instant::now();
+    let mut lab = Lab::new(shape, first.world.clone())?;
+    if lab.parties().is_empty() {
+        bail!(
+            "there is no pod: a directory of manifests needs at least one Pod that declares a port"
+        );
+    }
+    println!(
+        "Built a node of shape {shape} with {} in {:.1} s.",
+        count(lab.parties().len(), "pod or host", "pods and hosts"),
+        started.elapsed().as_secs_f64()
+    );
+    problems(&lab);
+    let before = lab.table()?;
+    heading(&format!(
+        "{}: as Flannel leaves it ({}, nobody enforces)",
+        first.title,
+        count(
+            lab.world().ids("NetworkPolicy").len(),
+            "policy exists",
+            "policies exist"
+        ),
+    ));
+    print!("{}", before.matrix(None, MatrixStyle::for_stdout()));
+    if !before.all_open() {
+        bail!(
+            "not everything is open without an agent, so the lab itself is broken here:\n{}",
+            before.opened().differences(&before)
+        );
+    }
+    if events.ended() {
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let mut agent = Agent::start(&lab, hook)?;
+    let mut shown = before;
+    let mut good = true;
+    for (nth, stage) in stages.iter().enumerate() {
+        if nth > 0 {
+            lab.replace_world(stage.world.clone())?;
+        }
+        let started = Instant::now();
+        agent.wait()?;
+        let enforced = started.elapsed();
+        let now = probe(&lab, stage.expected.as_ref())?;
+        heading(&format!(
+            "{}: with netpol-agent (enforced after {:.0} ms)",
+            stage.title,
+            enforced.as_secs_f64() * 1000.0
+        ));
+        print!("{}", now.matrix(Some(&shown), MatrixStyle::for_stdout()));
+        good &= judge(&lab, &now, stage);
+        shown = now;
+        if events.ended() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    if once {
+        return Ok(if good {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
+    let watched = source.watched();
+    events.watch(
+        &watched
+            .iter()
+            .map(|path| path.as_path())
+            .collect::<Vec<_>>(),
+    )?;
+    directions(&lab, watched.last().map(|path| path.as_path()));
+    while events.next() == Next::Reload {
+        // A mistake in a file must not end the session: it is said, and the next edit may mend it.
+        if let Err(error) = follow(&mut lab, &mut agent, source, &mut shown) {
+            println!("{error:#}");
+        }
+    }
+    println!("\nTaking the lab down.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes an edit over and shows what it changed.
+fn follow(lab: &mut Lab, agent: &mut Agent, source: &Source, shown: &mut Table) -> Result<()> {
+    let world = source.reload()?;
+    lab.replace_world(world)?;
+    heading("the manifests have changed");
+    problems(lab);
+    let waited = agent.wait();
+    refusals(agent);
+    waited.context("the change is not (wholly) in force")?;
+    let now = probe(lab, None)?;
+    let changes = shown.differences(&now).as_change();
+    if changes.is_empty() {
+        println!("No cell has changed.");
+    } else {
+        print!("{}", now.matrix(Some(shown), MatrixStyle::for_stdout()));
+        print!("{changes}");
+    }
+    let (expected, _) = reference::table(lab, &destinations(lab, None));
+    let wrong = expected.differences(&now);
+    if !wrong.is_empty() {
+        print!("The specification says otherwise: {wrong}");
+    }
+    *shown = now;
+    Ok(())
+}
+
+/// Compares with the scenario's table or, where there is none, with the naive evaluator's.
+fn judge(lab: &Lab, found: &Table, stage: &Stage) -> bool {
+    let (by, expected) = match &stage.expected {
+        Some(expected) => ("the scenario's expected table", expected.clone()),
+        None => (
+            "the specification, read naively",
+            reference::table(lab, &destinations(lab, None)).0,
+        ),
+    };
+    let wrong = expected.differences(found);
+    if wrong.is_empty() {
+        println!("As expected by {by}.");
+    } else {
+        print!("Not what {by} says: {wrong}");
+    }
+    wrong.is_empty()
+}
+
+fn probe(lab: &Lab, expected: Option<&Table>) -> Result<Table> {
+    Ok(lab.table_of(&destinations(lab, expected))?)
+}
+
+/// Every declared port, and what the expected table asks for beyond that.
+fn destinations(lab: &Lab, expected: Option<&Table>) -> BTreeSet<Destination> {
+    let mut destinations = lab.destinations();
+    destinations.extend(expected.into_iter().flat_map(Table::destinations).cloned());
+    destinations
+}
+
+fn problems(lab: &Lab) {
+    for problem in lab.world().problems() {
+        println!("! {problem}");
+    }
+}
+
+/// What the agent refuses, in its own words.
+fn refusals(agent: &Agent) {
+    let Ok(status) = agent.status() else {
+        return;
+    };
+    for refusal in status["refused"].as_array().into_iter().flatten() {
+        match refusal.as_str() {
+            Some(text) => println!("! refused: {text}"),
+            None => println!("! refused: {refusal}"),
+        }
+    }
+}
+
+fn directions(lab: &Lab, directory: Option<&Path>) {
+    heading("the lab stays");
+    if let Some(directory) = directory {
+        println!("Edit the policies in   {}", directory.display());
+    }
+    println!(
+        "Ask the agent with     netpol-agent status --run-dir {}",
+        lab.run_dir().agent().display()
+    );
+    println!(
+        "Read its log with      less {}",
+        lab.run_dir().agent_log().display()
+    );
+    println!("A shell inside         nsenter --net=/run/netns/NAME, where NAME is");
+    for party in lab.parties() {
+        if let (Ok(station), Ok(addresses)) = (lab.station(&party), lab.addresses(&party)) {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            println!(
+                "  {:<40} {party}, {}",
+                station.namespace.name(),
+                addresses.join(", ")
+            );
+        }
+    }
+    println!("  {:<40} the node", lab.node().namespace.name());
+    println!("End with Ctrl-C; it all goes away.");
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}
+
+fn count(number: usize, one: &str, more: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { more })
+}
