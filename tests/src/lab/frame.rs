@@ -25,16 +25,7 @@ impl FrameSocket {
         let index = station.configure(move |netlink| async move { netlink.index(&name).await })?;
         let socket = station
             .worker
-            .run(move || async move {
-                let protocol = u16::to_be(libc::ETH_P_ALL as u16);
-                let socket = Socket::new(
-                    Domain::PACKET,
-                    Type::RAW,
-                    Some(Protocol::from(i32::from(protocol))),
-                )?;
-                socket.bind(&link_address(index))?;
-                Ok::<_, io::Error>(socket)
-            })
+            .run(move || async move { socket(index) })
             .map_err(|error| LabError::io(format!("open a packet socket at {party}"), error))?;
         Ok(Self {
             socket,
@@ -81,8 +72,17 @@ impl FrameSocket {
     }
 }
 
+/// A packet socket on a device of the calling thread's namespace.
+pub(super) fn socket(device: u32) -> io::Result<Socket> {
+    let protocol = u16::to_be(libc::ETH_P_ALL as u16);
+    let protocol = Protocol::from(i32::from(protocol));
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
+    socket.bind(&link_address(device))?;
+    Ok(socket)
+}
+
 /// A device as the address of a packet socket.
-fn link_address(device: u32) -> SockAddr {
+pub(super) fn link_address(device: u32) -> SockAddr {
     // SAFETY: `sockaddr_ll` is plain numbers; all zero is a valid value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;

@@ -3,6 +3,7 @@
 //!
 //! Everything carries a name that begins with [`PREFIX`]; what a killed run leaves, the next lab sweeps ([`sweep`]).
 
+mod announce;
 mod connection;
 mod error;
 mod frame;

@@ -61,6 +61,25 @@ impl Netlink {
             .ok_or_else(|| failed(rtnetlink::Error::RequestFailed))
     }
 
+    /// The MAC address of an interface.
+    pub async fn mac(&self, index: u32) -> Result<[u8; 6], LabError> {
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = links
+            .try_next()
+            .await
+            .map_err(|error| LabError::netlink(format!("find interface {index}"), error))?;
+        link.into_iter()
+            .flat_map(|link| link.attributes)
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Address(mac) => mac.try_into().ok(),
+                _ => None,
+            })
+            .ok_or_else(|| {
+                let error = io::Error::from(io::ErrorKind::NotFound);
+                LabError::io(format!("find the MAC address of interface {index}"), error)
+            })
+    }
+
     /// Makes a bridge and returns its index.
     pub async fn bridge(&self, name: &str, mac: [u8; 6]) -> Result<u32, LabError> {
         let link = LinkBridge::new(name).address(mac.to_vec()).up().build();

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
+    announce,
     error::LabError,
     netlink::Hop,
     station::{Station, everything},
@@ -233,7 +234,8 @@ impl Backbone {
             routers
                 .map(|router| (everything(router), Hop::Via(router)))
                 .into(),
-        )
+        )?;
+        announce::announce(station, eth0, addresses)
     }
 
     /// Takes a connection down, now: a namespace alone is cleaned up by the kernel in its own time.
