@@ -347,7 +347,7 @@ fn kernel_and_host_agree_on_every_packet() {
         0..3usize,
         prop::collection::vec((shots(), any::<bool>()), 1..40),
     );
-    let mut generator = move |runner: &mut proptest::test_runner::TestRunner| {
+    let generator = move |runner: &mut proptest::test_runner::TestRunner| {
         strategy.new_tree(runner).expect("a case").current()
     };
     // No shrinking: the kernel keeps its flows between runs.
