@@ -3,7 +3,9 @@
 //! Data flows one way: [`cluster`] (objects) and [`node`] (interfaces) feed [`policy`] (the compiler), whose edits go to
 //! [`dataplane`] (maps and links). [`agent`] is the one loop that joins them.
 
+pub mod cluster;
 pub mod dataplane;
+pub mod node;
 pub mod object;
 pub mod packet_builder;
 pub mod policy;

@@ -1,0 +1,358 @@
+//! From the text of a manifest file to trimmed objects.
+
+use k8s_openapi::api::{
+    core::v1::{Namespace, Pod},
+    networking::v1::NetworkPolicy,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Kind;
+use crate::policy::{
+    convert,
+    object::{self, ObjectKey},
+};
+
+/// Kind and key.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct ObjectId {
+    pub kind: Kind,
+    pub key: ObjectKey,
+}
+
+/// A trimmed object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Object {
+    Namespace(object::Namespace),
+    Pod(object::Pod),
+    Policy(object::Policy),
+}
+
+/// Why one object of a file cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Refusal {
+    pub kind: String,
+    pub object: ObjectKey,
+    pub field: String,
+    pub reason: String,
+}
+
+/// One object of a file, good or not. `id` is missing when the object does not even tell what it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Definition {
+    pub id: Option<ObjectId>,
+    pub outcome: Result<Object, Refusal>,
+}
+
+/// Why a whole file cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Unusable {
+    pub line: Option<u64>,
+    pub reason: String,
+}
+
+/// The notation of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Notation {
+    Yaml,
+    Json,
+}
+
+/// Reads every object of a file that the agent has a use for.
+pub(super) fn read(notation: Notation, text: &str) -> Result<Vec<Definition>, Unusable> {
+    let documents = match notation {
+        Notation::Yaml => yaml(text)?,
+        Notation::Json => json(text)?,
+    };
+    let mut definitions = Vec::new();
+    for (i, document) in documents.into_iter().enumerate() {
+        flatten(document, &format!("document {}", i + 1), &mut definitions);
+    }
+    Ok(definitions)
+}
+
+fn yaml(text: &str) -> Result<Vec<Value>, Unusable> {
+    // No budget: the directory belongs to the administrator, and a dump of all pods of a large cluster is large. Only
+    // `true` and `false` are booleans: `on` or `yes` as the value of a label stays the string that its writer meant.
+    let options = serde_saphyr::options! {
+        budget: None,
+        strict_booleans: true,
+        with_snippet: false,
+    };
+    serde_saphyr::from_multiple_with_options::<Value>(text, options).map_err(|e| {
+        let line = e.location().map(|at| at.line()).filter(|&line| line > 0);
+        let text = e.without_snippet().to_string();
+        // The first line says what is wrong; the place is told apart.
+        let reason = text.lines().next().unwrap_or_default();
+        Unusable {
+            line,
+            reason: format!("not valid YAML: {reason}"),
+        }
+    })
+}
+
+fn json(text: &str) -> Result<Vec<Value>, Unusable> {
+    serde_json::Deserializer::from_str(text)
+        .into_iter::<Value>()
+        .collect::<Result<_, _>>()
+        .map_err(|e| Unusable {
+            line: u64::try_from(e.line()).ok(),
+            reason: format!("not valid JSON: {e}"),
+        })
+}
+
+/// Takes lists apart: `kind: List`, and lists of one kind such as `NetworkPolicyList`, whose items need no kind.
+fn flatten(mut value: Value, place: &str, definitions: &mut Vec<Definition>) {
+    if value.is_null() {
+        return;
+    }
+    let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
+    let (Some(kind), version) = (text("kind"), text("apiVersion")) else {
+        definitions.push(stray(
+            place,
+            "kind",
+            "not a Kubernetes object: it has no kind",
+        ));
+        return;
+    };
+    let single = kind.strip_suffix("List");
+    let Some((single, items)) = single.zip(value.get_mut("items").map(Value::take)) else {
+        definitions.extend(object(
+            &kind,
+            version.as_deref().unwrap_or_default(),
+            value,
+            place,
+        ));
+        return;
+    };
+    let Value::Array(items) = items else {
+        if !items.is_null() {
+            definitions.push(stray(place, "items", "not a list"));
+        }
+        return;
+    };
+    for (i, mut item) in items.into_iter().enumerate() {
+        if let Some(fields) = item.as_object_mut().filter(|_| !single.is_empty()) {
+            fields.entry("kind").or_insert_with(|| single.into());
+            if let Some(version) = &version {
+                fields
+                    .entry("apiVersion")
+                    .or_insert_with(|| version.as_str().into());
+            }
+        }
+        flatten(item, &format!("{place}, items[{i}]"), definitions);
+    }
+}
+
+fn stray(place: &str, field: &str, reason: &str) -> Definition {
+    Definition {
+        id: None,
+        outcome: Err(Refusal {
+            kind: "object".into(),
+            object: ObjectKey::new("", place),
+            field: field.into(),
+            reason: reason.into(),
+        }),
+    }
+}
+
+/// One object; `None` when it is of a kind that the agent has no use for.
+fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<Definition> {
+    let (group, known) = match kind {
+        "Namespace" => ("v1", Kind::Namespace),
+        "Pod" => ("v1", Kind::Pod),
+        "NetworkPolicy" => ("networking.k8s.io/v1", Kind::NetworkPolicy),
+        _ => return None,
+    };
+    if version != group {
+        // Other projects have kinds of the same name. An old or forgotten version of ours is a mistake.
+        let ours = [
+            "",
+            "v1",
+            "networking.k8s.io/v1",
+            "networking.k8s.io/v1beta1",
+            "extensions/v1beta1",
+        ];
+        return ours.contains(&version).then(|| {
+            let mut definition = stray(
+                place,
+                "apiVersion",
+                &format!("{version:?} is not supported, use {group:?}"),
+            );
+            if let Err(refusal) = &mut definition.outcome {
+                refusal.kind = kind.to_owned();
+                refusal.object = key(known, &mut value).unwrap_or_else(|| refusal.object.clone());
+            }
+            definition
+        });
+    }
+    let Some(key) = key(known, &mut value) else {
+        let mut definition = stray(place, "metadata.name", "the object has no name");
+        if let Err(refusal) = &mut definition.outcome {
+            refusal.kind = kind.to_owned();
+        }
+        return Some(definition);
+    };
+    let outcome = match known {
+        Kind::Namespace => trim(value, kind, &key, |n: Namespace| {
+            convert::namespace(&n).map(Object::Namespace)
+        }),
+        Kind::Pod => trim(value, kind, &key, |p: Pod| {
+            convert::pod(&p).map(Object::Pod)
+        }),
+        Kind::NetworkPolicy => trim(value, kind, &key, |p: NetworkPolicy| {
+            convert::policy(&p).map(Object::Policy)
+        }),
+    };
+    Some(Definition {
+        id: Some(ObjectId { kind: known, key }),
+        outcome,
+    })
+}
+
+/// The key of an object. A manifest without a namespace means `default`, as `kubectl apply` takes it.
+fn key(kind: Kind, value: &mut Value) -> Option<ObjectKey> {
+    let metadata = value.get_mut("metadata")?.as_object_mut()?;
+    let name = metadata
+        .get("name")?
+        .as_str()
+        .filter(|n| !n.is_empty())?
+        .to_owned();
+    if kind == Kind::Namespace {
+        return Some(ObjectKey::new("", name));
+    }
+    let named = metadata
+        .get("namespace")
+        .and_then(Value::as_str)
+        .filter(|n| !n.is_empty());
+    let namespace = named.unwrap_or("default").to_owned();
+    if named.is_none() {
+        metadata.insert("namespace".into(), namespace.as_str().into());
+    }
+    Some(ObjectKey::new(namespace, name))
+}
+
+fn trim<T: DeserializeOwned>(
+    value: Value,
+    kind: &str,
+    key: &ObjectKey,
+    convert: impl FnOnce(T) -> Result<Object, convert::Refusal>,
+) -> Result<Object, Refusal> {
+    let typed = serde_path_to_error::deserialize(value).map_err(|e| Refusal {
+        kind: kind.to_owned(),
+        object: key.clone(),
+        field: e.path().to_string(),
+        reason: e.inner().to_string(),
+    })?;
+    convert(typed).map_err(|refusal| Refusal {
+        kind: kind.to_owned(),
+        object: key.clone(),
+        field: refusal.field,
+        reason: refusal.reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good(text: &str) -> Vec<Object> {
+        read(Notation::Yaml, text)
+            .expect("the file is valid")
+            .into_iter()
+            .map(|d| d.outcome.expect("the object is valid"))
+            .collect()
+    }
+
+    #[test]
+    fn words_that_yaml_1_1_takes_for_booleans_stay_strings() {
+        let objects = good(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {a: on, b: 'yes', c: \"true\", d: \"1\"}}\n",
+        );
+        let [Object::Namespace(namespace)] = &objects[..] else {
+            panic!("one namespace");
+        };
+        for (key, value) in [("a", "on"), ("b", "yes"), ("c", "true"), ("d", "1")] {
+            assert_eq!(namespace.labels[key], value);
+        }
+    }
+
+    #[test]
+    fn several_documents_lists_and_lists_of_one_kind() {
+        let text = "
+---
+# only a comment
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Namespace
+  metadata: {name: a}
+- apiVersion: apps/v1
+  kind: Deployment
+  metadata: {name: ignored}
+---
+apiVersion: v1
+kind: NamespaceList
+items:
+- metadata: {name: b}
+";
+        let names: Vec<_> = good(text)
+            .into_iter()
+            .map(|object| match object {
+                Object::Namespace(n) => n.name,
+                other => panic!("unexpected {other:?}"),
+            })
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        let error = read(Notation::Yaml, "a: 1\nb: [1, 2\nc: 3\n").expect_err("not YAML");
+        assert!(
+            error.line.is_some_and(|line| (2..=4).contains(&line)),
+            "{error:?}"
+        );
+        let error = read(Notation::Json, "{\n\"a\": }").expect_err("not JSON");
+        assert_eq!(error.line, Some(2));
+    }
+
+    #[test]
+    fn a_wrong_type_names_the_field() {
+        let text = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: n}
+spec:
+  podSelector: {}
+  ingress:
+  - from:
+    - podSelector: {matchLabels: {app: 1}}
+";
+        let definitions = read(Notation::Yaml, text).expect("valid YAML");
+        let refusal = definitions[0]
+            .outcome
+            .as_ref()
+            .expect_err("labels are strings");
+        assert_eq!(refusal.object, ObjectKey::new("n", "p"));
+        assert!(
+            refusal
+                .field
+                .starts_with("spec.ingress[0].from[0].podSelector.matchLabels"),
+            "{refusal:?}"
+        );
+    }
+
+    #[test]
+    fn an_old_version_is_refused_and_a_foreign_kind_ignored() {
+        let text = "{apiVersion: extensions/v1beta1, kind: NetworkPolicy, metadata: {name: p}}\n---\n\
+                    {apiVersion: crd.projectcalico.org/v1, kind: NetworkPolicy, metadata: {name: q}}\n";
+        let definitions = read(Notation::Yaml, text).expect("valid YAML");
+        assert_eq!(definitions.len(), 1);
+        let refusal = definitions[0].outcome.as_ref().expect_err("refused");
+        assert_eq!(refusal.field, "apiVersion");
+        assert_eq!(refusal.object, ObjectKey::new("default", "p"));
+    }
+}

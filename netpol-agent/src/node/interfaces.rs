@@ -1,0 +1,200 @@
+//! Which interface of the node belongs to which pod. Pure: works on what was read.
+//!
+//! An interface of the agent's namespace names its peer by an index and the number of the peer's namespace. The pair is
+//! unique on the machine, so that an interface found by a pod's address inside a namespace belongs to this node exactly
+//! when an interface of the agent's namespace names it. The same address in a namespace of another node leads nowhere.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use super::{
+    Interface, Missing, Wanted,
+    namespaces::Inside,
+    rtnetlink::{Link, NamespaceId},
+};
+use crate::policy::object::ObjectKey;
+
+/// Where a pod's interface was found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    pub wanted: Wanted,
+    pub interface: Interface,
+    /// The pod's end: namespace and index.
+    pub inner: (NamespaceId, u32),
+}
+
+/// What is known of the machine.
+#[derive(Default)]
+pub(super) struct Knowledge {
+    /// The interfaces of the agent's namespace whose peer lies in another one, by that peer.
+    pub hosts: HashMap<(NamespaceId, u32), Interface>,
+    /// What namespaces hold, as far as it was read and is still true.
+    pub inside: BTreeMap<NamespaceId, Inside>,
+}
+
+impl Knowledge {
+    /// Takes in all links of the agent's namespace, and forgets namespaces that none leads to.
+    pub fn set_links(&mut self, links: &[Link]) {
+        self.hosts = links
+            .iter()
+            .filter_map(|link| {
+                let interface = Interface {
+                    index: link.index,
+                    name: link.name.clone(),
+                };
+                Some((link.peer?, interface))
+            })
+            .collect();
+        let hosts = &self.hosts;
+        self.inside
+            .retain(|id, _| hosts.keys().any(|(namespace, _)| namespace == id));
+    }
+
+    /// Namespaces that interfaces of this node lead to and whose content is not known.
+    pub fn unread(&self) -> impl Iterator<Item = NamespaceId> + '_ {
+        self.hosts
+            .keys()
+            .map(|&(id, _)| id)
+            .filter(|id| !self.inside.contains_key(id))
+    }
+
+    /// The interface of each address that lies behind an interface of this node.
+    fn by_address(&self) -> HashMap<IpAddr, Vec<(NamespaceId, u32)>> {
+        let mut map: HashMap<_, Vec<_>> = HashMap::new();
+        for (&namespace, inside) in &self.inside {
+            for &(address, index) in inside {
+                if self.hosts.contains_key(&(namespace, index)) {
+                    map.entry(address).or_default().push((namespace, index));
+                }
+            }
+        }
+        map
+    }
+
+    /// Brings the mapping up to date. A pod keeps its interface as long as that is there, whatever the pod does to its own
+    /// addresses: removing one must not free it from its policies.
+    pub fn resolve(&self, wanted: &[Wanted], mapped: &mut BTreeMap<ObjectKey, Found>) {
+        mapped.retain(|_, found| {
+            self.hosts.get(&found.inner) == Some(&found.interface) && wanted.contains(&found.wanted)
+        });
+        if wanted.iter().all(|pod| mapped.contains_key(&pod.key)) {
+            return;
+        }
+        let by_address = self.by_address();
+        for pod in wanted {
+            if mapped.contains_key(&pod.key) {
+                continue;
+            }
+            let mut candidates: BTreeMap<(NamespaceId, u32), usize> = BTreeMap::new();
+            for inner in pod
+                .addresses
+                .iter()
+                .filter_map(|a| by_address.get(a))
+                .flatten()
+            {
+                *candidates.entry(*inner).or_default() += 1;
+            }
+            // Most of its addresses; then the newest interface: an old pod with the same address may be on its way out.
+            let best = candidates
+                .into_iter()
+                .filter_map(|(inner, matches)| {
+                    let interface = self.hosts.get(&inner)?;
+                    Some(((matches, interface.index), inner, interface))
+                })
+                .max_by_key(|&(rank, ..)| rank);
+            if let Some((_, inner, interface)) = best {
+                let found = Found {
+                    wanted: pod.clone(),
+                    interface: interface.clone(),
+                    inner,
+                };
+                mapped.insert(pod.key.clone(), found);
+            }
+        }
+    }
+
+    /// Why a pod has no interface.
+    pub fn why_missing(&self, pod: &Wanted) -> Missing {
+        if pod.addresses.is_empty() {
+            Missing::NoAddress
+        } else if self.unread().next().is_some() {
+            Missing::NotFoundYet
+        } else {
+            Missing::NotFound
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, peer: Option<(NamespaceId, u32)>) -> Link {
+        Link {
+            index,
+            name: format!("veth{index}"),
+            peer,
+        }
+    }
+
+    fn pod(name: &str, address: &str) -> Wanted {
+        Wanted {
+            key: ObjectKey::new("n", name),
+            uid: String::new(),
+            addresses: vec![address.parse().expect("an address")],
+        }
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn an_address_in_a_namespace_whose_peer_is_elsewhere_does_not_count() {
+        let mut known = Knowledge::default();
+        // Namespace 0 is a pod of this node. Namespace 1 is connected to this node by another interface (2), but its
+        // interface 7 with the pod's address leads to another node.
+        known.set_links(&[
+            link(1, None),
+            link(10, Some((0, 2))),
+            link(11, Some((1, 2))),
+        ]);
+        known.inside.insert(1, vec![(address("10.0.0.1"), 7)]);
+        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
+        known.resolve(&wanted, &mut mapped);
+        assert!(mapped.is_empty());
+        known.inside.insert(0, vec![(address("10.0.0.1"), 2)]);
+        known.resolve(&wanted, &mut mapped);
+        assert_eq!(mapped[&wanted[0].key].interface.index, 10);
+    }
+
+    #[test]
+    fn a_mapping_survives_the_address_but_not_the_interface() {
+        let mut known = Knowledge::default();
+        known.set_links(&[link(10, Some((0, 2)))]);
+        known.inside.insert(0, vec![(address("10.0.0.1"), 2)]);
+        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
+        known.resolve(&wanted, &mut mapped);
+        known.inside.insert(0, Vec::new());
+        known.resolve(&wanted, &mut mapped);
+        assert_eq!(mapped.len(), 1);
+        known.set_links(&[]);
+        known.resolve(&wanted, &mut mapped);
+        assert!(mapped.is_empty());
+        assert!(known.inside.is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_comes_back_under_its_name_is_looked_for_again() {
+        let mut known = Knowledge::default();
+        known.set_links(&[link(10, Some((0, 2))), link(11, Some((1, 2)))]);
+        known.inside.insert(0, vec![(address("10.0.0.1"), 2)]);
+        known.inside.insert(1, vec![(address("10.0.0.2"), 2)]);
+        let mut mapped = BTreeMap::new();
+        known.resolve(&[pod("a", "10.0.0.1")], &mut mapped);
+        known.resolve(&[pod("a", "10.0.0.2")], &mut mapped);
+        assert_eq!(mapped[&ObjectKey::new("n", "a")].interface.index, 11);
+    }
+}
