@@ -3,6 +3,8 @@
 //! Data flows one way: [`cluster`] (objects) and [`node`] (interfaces) feed [`policy`] (the compiler), whose edits go to
 //! [`dataplane`] (maps and links). [`agent`] is the one loop that joins them.
 
+pub mod agent;
+pub mod cli;
 pub mod cluster;
 pub mod dataplane;
 pub mod node;

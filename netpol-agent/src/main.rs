@@ -1,3 +1,5 @@
 //! The command line of the agent.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    netpol_agent::cli::main()
+}

@@ -1,0 +1,402 @@
+//! The agent: one loop that joins objects, interfaces, the compiler and the kernel.
+//!
+//! A change goes: source or node -> index -> tables (add) -> endpoints (flip) -> epoch; then, in the background, a grace
+//! period, and what nobody refers to any more is taken away. A change never waits for the background work of another.
+
+mod control;
+mod endpoints;
+mod enforcer;
+mod kernel;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    future::{Future, pending},
+    io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt as _;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use self::{
+    control::Asked,
+    enforcer::{Enforcer, Grace},
+};
+pub use self::{
+    control::{Request, Response, SOCKET},
+    status::{
+        InterfaceStatus, IsolationStatus, PacketStatus, PendingStatus, PodStatus, PolicyStatus,
+        ProblemStatus, SourceStatus, Status, TableStatus,
+    },
+};
+use crate::{
+    cluster::{Problem, Source, Update},
+    dataplane::{self, Dataplane},
+    node::Discovery,
+    policy::object::ObjectKey,
+};
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node whose pods are local: `spec.nodeName`.
+    pub node: String,
+    /// The directory of the socket; its lock is held by the caller.
+    pub run_dir: PathBuf,
+    /// Pods whose packets are logged.
+    pub trace: BTreeSet<ObjectKey>,
+}
+
+/// An error that ends the agent. What is pinned stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket.
+    #[error("cannot open the socket {}: {source}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Netlink.
+    #[error("cannot listen to changes of network interfaces over netlink: {0}")]
+    Discovery(io::Error),
+    /// The log of traced packets.
+    #[error(transparent)]
+    Dataplane(#[from] dataplane::Error),
+}
+
+/// Runs until `stop`. Enforcement stays pinned afterwards.
+///
+/// # Errors
+///
+/// If the socket or netlink cannot be opened at the start. Later errors are reported and worked around.
+pub async fn run<S: Source>(
+    options: &Options,
+    source: S,
+    mut dataplane: Dataplane,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let socket = options.run_dir.join(SOCKET);
+    let asked = control::serve(&socket).map_err(|source| Error::Socket {
+        path: socket.clone(),
+        source,
+    })?;
+    if !options.trace.is_empty() {
+        tokio::spawn(follow(dataplane.tracer()?));
+    }
+    let mut agent = Agent {
+        node: options.node.clone(),
+        discovery: Discovery::start().map_err(Error::Discovery)?,
+        enforcer: Enforcer::new(dataplane, &options.node, options.trace.clone()),
+        origin: Origin {
+            description: source.describe(),
+            ..Origin::default()
+        },
+        source: Some(source),
+        wanted: 0,
+        grace: None,
+        waiters: Vec::new(),
+        tickets: 0,
+    };
+    agent.run(asked, stop).await;
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// Hands on what programs log of traced packets.
+async fn follow(mut tracer: dataplane::Tracer) {
+    use std::os::fd::AsFd as _;
+    let ready = tracer.as_fd().try_clone_to_owned().and_then(|fd| {
+        // SAFETY: the descriptor is a clone that the AsyncFd owns: it stays open and the same until it is deregistered.
+        unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+    });
+    let ready = match ready {
+        Ok(ready) => ready,
+        Err(e) => {
+            tracing::error!(error = %e, "cannot follow the log of traced packets");
+            return;
+        }
+    };
+    while let Ok(mut guard) = ready.readable().await {
+        tracer.flush();
+        guard.clear_ready();
+    }
+}
+
+/// What is known of the source.
+#[derive(Default)]
+struct Origin {
+    description: String,
+    revision: String,
+    problems: Vec<Problem>,
+    complete: bool,
+    covers: u64,
+}
+
+/// A client that waits until everything is enforced.
+struct Waiter {
+    ticket: u64,
+    end: Instant,
+    reply: oneshot::Sender<Response>,
+}
+
+struct Agent<S> {
+    node: String,
+    /// `None` after it has ended.
+    source: Option<S>,
+    origin: Origin,
+    discovery: Discovery,
+    enforcer: Enforcer<Dataplane>,
+    /// The number of the report that answers for the local pods of now.
+    wanted: u64,
+    grace: Option<(Grace, JoinHandle<()>)>,
+    waiters: Vec<Waiter>,
+    tickets: u64,
+}
+
+/// What ended a turn's wait.
+enum Turn {
+    Update(Option<Update>),
+    Report,
+    Asked(Asked),
+    Grace,
+    Time,
+}
+
+impl<S: Source> Agent<S> {
+    async fn run(&mut self, mut asked: mpsc::Receiver<Asked>, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut busy = false;
+        loop {
+            let timer = self.timer(busy);
+            let turn = tokio::select! {
+                biased;
+                () = &mut stop => return,
+                update = next(&mut self.source) => Turn::Update(update),
+                Ok(()) = self.discovery.reports.changed() => Turn::Report,
+                () = over(&mut self.grace) => Turn::Grace,
+                Some(asked) = asked.recv() => Turn::Asked(asked),
+                () = timer => Turn::Time,
+            };
+            match turn {
+                Turn::Update(update) => self.take(update),
+                Turn::Report => self.look(),
+                Turn::Grace => {
+                    if let Some((grace, _)) = self.grace.take() {
+                        self.enforcer.settle(grace);
+                    }
+                }
+                Turn::Asked((request, reply)) => self.answer(request, reply),
+                Turn::Time => {
+                    let due = |f: &enforcer::Failure| f.retry <= Instant::now();
+                    if self.enforcer.failure.as_ref().is_some_and(due) {
+                        self.enforcer.retry();
+                    }
+                }
+            }
+            // A burst is one change.
+            while let Some(Some(update)) =
+                self.source.as_mut().and_then(|s| s.next().now_or_never())
+            {
+                self.take(Some(update));
+            }
+            self.open_gate();
+            busy = self.enforcer.work();
+            self.serve_waiters();
+            if self.grace.is_none()
+                && let Some(grace) = self.enforcer.wants_grace()
+            {
+                self.grace = Some((grace, tokio::task::spawn_blocking(dataplane::grace)));
+            }
+        }
+    }
+
+    /// When to go on though nothing happens: at once when there is work, or when something is due.
+    fn timer(&self, busy: bool) -> Pin<Box<dyn Future<Output = ()>>> {
+        if busy {
+            return Box::pin(tokio::task::yield_now());
+        }
+        let retry = self.enforcer.failure.as_ref().map(|f| f.retry);
+        let end = self.waiters.iter().map(|w| w.end).min();
+        match retry.into_iter().chain(end).min() {
+            Some(due) => Box::pin(tokio::time::sleep_until(due.into())),
+            None => Box::pin(pending()),
+        }
+    }
+
+    fn take(&mut self, update: Option<Update>) {
+        let Some(update) = update else {
+            tracing::error!(
+                source = self.origin.description,
+                "the source has ended; what is enforced stays in force; restart the agent"
+            );
+            self.source = None;
+            return;
+        };
+        for problem in &update.problems {
+            if !self.origin.problems.contains(problem) {
+                tracing::warn!("{problem}");
+            }
+        }
+        for problem in &self.origin.problems {
+            if !update.problems.contains(problem) {
+                tracing::info!("no longer: {problem}");
+            }
+        }
+        tracing::debug!(
+            revision = update.revision,
+            changes = update.changes.len(),
+            "objects changed"
+        );
+        self.origin.revision = update.revision;
+        self.origin.problems = update.problems;
+        self.origin.complete = update.complete;
+        self.origin.covers = update.covers;
+        if self.enforcer.apply(update.changes) || self.wanted == 0 {
+            self.wanted = self.discovery.want(self.enforcer.wanted());
+        }
+    }
+
+    fn look(&mut self) {
+        let report = Arc::clone(&self.discovery.reports.borrow_and_update());
+        self.enforcer.see(report);
+    }
+
+    /// Nothing is programmed on the ground of a part of the objects, or before the node's interfaces were looked at.
+    fn open_gate(&mut self) {
+        let known = self.origin.complete
+            && self.wanted > 0
+            && self.enforcer.report().answers >= self.wanted;
+        let waits = self
+            .enforcer
+            .failure
+            .as_ref()
+            .is_some_and(|f| f.retry > Instant::now());
+        if known && !waits && !self.enforcer.programmed() && self.enforcer.start().is_ok() {
+            tracing::info!(
+                node = self.node,
+                source = self.origin.description,
+                revision = self.origin.revision,
+                pods = self.enforcer.wanted().len(),
+                "every object is known, enforcement follows it from now on"
+            );
+        }
+    }
+
+    fn answer(&mut self, request: Request, reply: oneshot::Sender<Response>) {
+        match request {
+            Request::Status => {
+                let source = SourceStatus {
+                    description: self.origin.description.clone(),
+                    revision: self.origin.revision.clone(),
+                    complete: self.origin.complete,
+                    problems: self
+                        .origin
+                        .problems
+                        .iter()
+                        .map(ProblemStatus::from)
+                        .collect(),
+                };
+                let status = Box::new(status::of(&self.enforcer, &self.node, source));
+                let _ = reply.send(Response::Status { status });
+            }
+            Request::Wait { timeout_millis } => {
+                self.tickets += 1;
+                if let Some(source) = &self.source {
+                    source.reread(self.tickets);
+                }
+                self.discovery.rescan(self.tickets);
+                // A year, for those who ask for more than a clock can hold.
+                let limit = Duration::from_millis(timeout_millis.min(31_536_000_000));
+                self.waiters.push(Waiter {
+                    ticket: self.tickets,
+                    end: Instant::now() + limit,
+                    reply,
+                });
+            }
+        }
+    }
+
+    /// Answers those whose time is up or who have nothing to wait for any more.
+    fn serve_waiters(&mut self) {
+        if self.waiters.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for waiter in std::mem::take(&mut self.waiters) {
+            let missing = self.missing(waiter.ticket);
+            if missing.is_empty() || waiter.end <= now {
+                let done = missing.is_empty();
+                let _ = waiter.reply.send(Response::Wait { done, missing });
+            } else if !waiter.reply.is_closed() {
+                self.waiters.push(waiter);
+            }
+        }
+    }
+
+    /// What is not in force of that which was there when the ticket was given out.
+    fn missing(&self, ticket: u64) -> Vec<String> {
+        let mut missing = Vec::new();
+        let report = self.enforcer.report();
+        if self.source.is_none() {
+            missing.push(format!(
+                "{}: the source has ended, restart the agent",
+                self.origin.description
+            ));
+        } else if self.origin.covers < ticket {
+            missing.push(format!("{} are still being read", self.origin.description));
+        }
+        missing.extend(
+            self.origin
+                .problems
+                .iter()
+                .filter(|p| p.withholds())
+                .map(ToString::to_string),
+        );
+        if let Some(trouble) = &report.trouble {
+            missing.push(trouble.clone());
+        } else if report.covers < ticket || report.answers < self.wanted {
+            missing.push("interfaces of pods are still being looked for".to_owned());
+        }
+        missing.extend(self.enforcer.behind());
+        missing
+    }
+}
+
+/// The next update, or never.
+async fn next<S: Source>(source: &mut Option<S>) -> Option<Update> {
+    match source {
+        Some(source) => source.next().await,
+        None => pending().await,
+    }
+}
+
+/// Returns when the grace period is over, or never.
+async fn over(grace: &mut Option<(Grace, JoinHandle<()>)>) {
+    match grace {
+        Some((_, handle)) => {
+            // It cannot fail, but a panic in it must not end enforcement: then nothing is taken away this time.
+            if let Err(e) = handle.await {
+                tracing::error!(error = %e, "a grace period could not be waited for");
+                *grace = None;
+            }
+        }
+        None => pending().await,
+    }
+}
+
+/// The path of the socket in a run directory.
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join(SOCKET)
+}

@@ -1,0 +1,410 @@
+//! Keeps the kernel as the index and the node want it, whatever fails on the way.
+//!
+//! Edits of tables are a queue: each is meant for the state that those before it left. Endpoints are compared with what
+//! there should be, and written only when the queue is empty: an endpoint never refers to a row that is not there.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    endpoints::{Endpoints, Local},
+    kernel::Kernel,
+};
+use crate::{
+    node::{Report, Wanted},
+    policy::{Edit, Generation, Index, ObjectChange, object::ObjectKey},
+};
+
+/// How long to wait before something that failed is tried again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Something could not be written. What was in force stays in force.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub error: String,
+    pub since: SystemTime,
+    pub retry: Instant,
+    delay: Duration,
+}
+
+pub(super) struct Enforcer<K> {
+    pub kernel: K,
+    pub index: Index,
+    pub endpoints: Endpoints,
+    pub failure: Option<Failure>,
+    trace: BTreeSet<ObjectKey>,
+    report: Arc<Report>,
+    /// Edits that are not written, oldest first.
+    queue: VecDeque<Vec<Edit>>,
+    /// Tables and endpoints follow the index. False until the source and the node are known completely.
+    programmed: bool,
+    /// Targets may differ from what is in the kernel.
+    endpoints_due: bool,
+    epoch_due: bool,
+    /// The tables may hold what the index knows nothing of.
+    discard_due: bool,
+}
+
+/// What a grace period that began now will have made safe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Grace {
+    generation: Generation,
+    discard: bool,
+}
+
+impl<K: Kernel> Enforcer<K> {
+    pub fn new(kernel: K, node: &str, trace: BTreeSet<ObjectKey>) -> Self {
+        Self {
+            kernel,
+            index: Index::new(node),
+            endpoints: Endpoints::default(),
+            failure: None,
+            trace,
+            report: Arc::default(),
+            queue: VecDeque::new(),
+            programmed: false,
+            endpoints_due: false,
+            epoch_due: false,
+            discard_due: false,
+        }
+    }
+
+    /// Takes in changes of objects. Returns whether local pods may be others than before.
+    pub fn apply(&mut self, changes: Vec<ObjectChange>) -> bool {
+        let change = self.index.apply(changes);
+        if change.is_empty() {
+            return false;
+        }
+        let pods = !change.flip.is_empty() || !change.gone.is_empty();
+        // Before the first programming the index only fills: then all of it is written at once.
+        if self.programmed {
+            if !change.add.is_empty() {
+                self.queue.push_back(change.add);
+            }
+            self.epoch_due = true;
+            self.endpoints_due |= pods;
+            self.retry_now();
+        }
+        pods
+    }
+
+    /// Takes in what the node looks like.
+    pub fn see(&mut self, report: Arc<Report>) {
+        if report.addresses != self.report.addresses {
+            self.apply(vec![ObjectChange::NodeAddresses(report.addresses.clone())]);
+        }
+        self.report = report;
+        self.endpoints_due |= self.programmed;
+        // A device that failed may have gone, or be another one.
+        self.endpoints.errors.clear();
+        self.retry_now();
+    }
+
+    /// The local pods whose interfaces are wanted.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        self.locals()
+            .into_iter()
+            .map(|local| local.wanted)
+            .collect()
+    }
+
+    fn locals(&self) -> Vec<Local> {
+        self.index
+            .local_pods()
+            .map(|pod| Local {
+                wanted: Wanted {
+                    key: pod.key,
+                    uid: pod.uid.to_owned(),
+                    addresses: pod.addresses,
+                },
+                ingress: pod.ingress,
+                egress: pod.egress,
+            })
+            .collect()
+    }
+
+    /// Starts to program: the source and the node are known completely. Later calls change nothing.
+    pub fn start(&mut self) -> Result<(), String> {
+        if self.programmed {
+            return Ok(());
+        }
+        let pinned = self.kernel.endpoints().map_err(|e| self.failed(&e))?;
+        let tables = self.index.tables();
+        self.kernel.adopt(&tables).map_err(|e| self.failed(&e))?;
+        self.endpoints.actual = pinned.into_iter().collect();
+        self.endpoints.inherited = self.endpoints.actual.keys().copied().collect();
+        self.programmed = true;
+        self.endpoints_due = true;
+        self.epoch_due = true;
+        self.discard_due = true;
+        Ok(())
+    }
+
+    /// Whether anything was programmed yet.
+    pub fn programmed(&self) -> bool {
+        self.programmed
+    }
+
+    /// Does what there is to do: everything that decides about packets at once, then one slow thing (programs are put on a
+    /// device or taken off it). Returns whether there is more.
+    pub fn work(&mut self) -> bool {
+        if !self.programmed
+            || self
+                .failure
+                .as_ref()
+                .is_some_and(|f| f.retry > Instant::now())
+        {
+            return false;
+        }
+        match self.write_all() {
+            Ok(()) => {}
+            Err(error) => {
+                self.note(error);
+                return false;
+            }
+        }
+        let slow = self.attach_one() || self.remove_one();
+        if self.endpoints.errors.is_empty() {
+            if let Some(failure) = self.failure.take() {
+                tracing::info!(
+                    error = failure.error,
+                    "what failed before has succeeded now"
+                );
+            }
+        } else {
+            let error = self
+                .endpoints
+                .errors
+                .values()
+                .next()
+                .cloned()
+                .unwrap_or_default();
+            self.note(error);
+        }
+        slow || self.endpoints_due || self.epoch_due
+    }
+
+    fn write_all(&mut self) -> Result<(), String> {
+        self.write_queue()?;
+        if self.endpoints_due {
+            self.endpoints_due = false;
+            self.write_endpoints();
+        }
+        if self.epoch_due {
+            self.kernel.raise_epoch().map_err(|e| e.to_string())?;
+            self.epoch_due = false;
+        }
+        Ok(())
+    }
+
+    fn write_queue(&mut self) -> Result<(), String> {
+        while let Some(edits) = self.queue.front() {
+            let Err(error) = self.kernel.write(edits) else {
+                self.queue.pop_front();
+                continue;
+            };
+            // What cannot be written may not be wanted any more (a table was full, and a policy is gone since): then all of
+            // what is wanted now may fit.
+            if self.queue.len() > 1 && self.kernel.adopt(&self.index.tables()).is_ok() {
+                self.queue.clear();
+                self.discard_due = true;
+                return Ok(());
+            }
+            return Err(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// Every endpoint is one atomic element. One that fails holds up no other.
+    fn write_endpoints(&mut self) {
+        let locals = self.locals();
+        self.endpoints.aim(&locals, &self.report, &self.trace);
+        for (interface, endpoint) in self.endpoints.to_write() {
+            let result = if Endpoints::fits(endpoint.slot) {
+                self.kernel
+                    .set_endpoint(interface, &endpoint)
+                    .map_err(|e| e.to_string())
+            } else {
+                Err("there are more local pods than endpoints: the pod is open".to_owned())
+            };
+            match result {
+                Ok(()) => {
+                    self.endpoints.actual.insert(interface, endpoint);
+                    self.epoch_due = true;
+                }
+                Err(error) => {
+                    self.endpoints.errors.insert(interface, error);
+                }
+            }
+        }
+    }
+
+    fn attach_one(&mut self) -> bool {
+        let Some((interface, name)) = self.endpoints.to_attach() else {
+            return false;
+        };
+        match self.kernel.attach(interface, &name) {
+            Ok(()) => {
+                self.endpoints.attached.insert(interface);
+                self.endpoints.inherited.remove(&interface);
+                // Flows that were noted while only one program was there are judged again.
+                self.epoch_due = true;
+                let pod = self
+                    .endpoints
+                    .targets
+                    .get(&interface)
+                    .map(|t| t.pod.to_string());
+                tracing::info!(
+                    pod,
+                    interface = name,
+                    index = interface,
+                    "the pod is enforced"
+                );
+            }
+            Err(e) => {
+                self.endpoints.errors.insert(interface, e.to_string());
+            }
+        }
+        true
+    }
+
+    fn remove_one(&mut self) -> bool {
+        let Some(interface) = self.endpoints.to_remove() else {
+            return false;
+        };
+        match self.kernel.remove_endpoint(interface) {
+            Ok(()) => {
+                self.endpoints.actual.remove(&interface);
+                self.endpoints.attached.remove(&interface);
+                self.endpoints.inherited.remove(&interface);
+                tracing::info!(index = interface, "an interface without a pod is released");
+            }
+            Err(e) => {
+                self.endpoints.errors.insert(interface, e.to_string());
+            }
+        }
+        true
+    }
+
+    /// What a grace period that begins now is good for, if one is needed and everything is written.
+    pub fn wants_grace(&self) -> Option<Grace> {
+        let written =
+            self.programmed && self.queue.is_empty() && !self.endpoints_due && !self.epoch_due;
+        let needed = self.discard_due || !self.index.settled();
+        let waits = self
+            .failure
+            .as_ref()
+            .is_some_and(|f| f.retry > Instant::now());
+        if !written || !needed || waits {
+            return None;
+        }
+        // An endpoint that could not be written or removed still refers to what the others have left.
+        let current = self.endpoints.to_write().is_empty()
+            && self
+                .endpoints
+                .actual
+                .keys()
+                .all(|i| self.endpoints.targets.contains_key(i));
+        current.then(|| Grace {
+            generation: self.index.generation(),
+            discard: self.discard_due,
+        })
+    }
+
+    /// Takes away what no packet can refer to any more.
+    pub fn settle(&mut self, grace: Grace) {
+        let edits = self.index.settle(grace.generation);
+        if !edits.is_empty() {
+            self.queue.push_back(edits);
+        }
+        if grace.discard && self.discard_due {
+            let tables = self.index.tables();
+            match self.kernel.discard_unknown(&tables) {
+                Ok(()) => self.discard_due = false,
+                Err(e) => self.note(e.to_string()),
+            }
+        }
+    }
+
+    /// What of the present state is not in force, in plain words.
+    pub fn behind(&self) -> Vec<String> {
+        let mut behind = Vec::new();
+        if let Some(failure) = &self.failure
+            && self.endpoints.errors.is_empty()
+        {
+            behind.push(format!("{}; it is tried again", failure.error));
+        } else if !self.programmed || !self.queue.is_empty() || self.endpoints_due || self.epoch_due
+        {
+            behind.push("changes are being written".to_owned());
+        }
+        for (interface, target) in &self.endpoints.targets {
+            if let Some(error) = self.endpoints.errors.get(interface) {
+                behind.push(format!("pod {} on {}: {error}", target.pod, target.name));
+            } else if self.programmed && !self.endpoints.attached.contains(interface) {
+                behind.push(format!(
+                    "pod {} on {}: being attached",
+                    target.pod, target.name
+                ));
+            }
+        }
+        behind
+    }
+
+    /// How many edits are not written.
+    pub fn pending(&self) -> usize {
+        self.queue.iter().map(Vec::len).sum()
+    }
+
+    /// What the node looks like, as it was seen last.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn retry_now(&mut self) {
+        if let Some(failure) = &mut self.failure {
+            failure.retry = Instant::now();
+        }
+        self.endpoints_due |= self.programmed && !self.endpoints.errors.is_empty();
+        self.endpoints.errors.clear();
+    }
+
+    /// Tries again what failed, when its time has come.
+    pub fn retry(&mut self) {
+        self.retry_now();
+    }
+
+    fn failed(&mut self, error: &K::Error) -> String {
+        let error = error.to_string();
+        self.note(error.clone());
+        error
+    }
+
+    fn note(&mut self, error: String) {
+        let now = Instant::now();
+        let same = self.failure.as_ref().filter(|f| f.error == error);
+        if same.is_none() {
+            tracing::error!(
+                error,
+                pending = self.pending(),
+                "cannot write to the kernel; what was in force stays in force, and this is tried again"
+            );
+        }
+        let delay = self
+            .failure
+            .as_ref()
+            .map_or(RETRY.0, |f| (f.delay * 2).min(RETRY.1));
+        let since = self
+            .failure
+            .as_ref()
+            .map_or_else(SystemTime::now, |f| f.since);
+        self.failure = Some(Failure {
+            error,
+            since,
+            retry: now + delay,
+            delay,
+        });
+    }
+}

@@ -1,0 +1,69 @@
+//! What the agent asks of the kernel. [`Dataplane`] answers for the real one; tests have one that fails on demand.
+
+use netpol_common::{Endpoint, Reason, Tally};
+
+use crate::{
+    dataplane::{Dataplane, Error, TableFill},
+    policy::Edit,
+};
+
+/// Packets of one endpoint, by direction and reason.
+pub(super) type Tallies = [[Tally; Reason::COUNT]; 2];
+
+pub(super) trait Kernel {
+    type Error: std::error::Error;
+
+    fn write(&mut self, edits: &[Edit]) -> Result<(), Self::Error>;
+    fn adopt(&mut self, tables: &[Edit]) -> Result<(), Self::Error>;
+    fn discard_unknown(&mut self, tables: &[Edit]) -> Result<(), Self::Error>;
+    fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Self::Error>;
+    fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Self::Error>;
+    fn remove_endpoint(&mut self, interface: u32) -> Result<(), Self::Error>;
+    fn attach(&mut self, interface: u32, name: &str) -> Result<(), Self::Error>;
+    fn raise_epoch(&mut self) -> Result<u32, Self::Error>;
+    fn epoch(&self) -> u32;
+    fn hook(&self) -> String;
+    fn statistics(&self, slot: u32) -> Result<Tallies, Self::Error>;
+    fn fill(&self) -> Result<Vec<TableFill>, Self::Error>;
+}
+
+impl Kernel for Dataplane {
+    type Error = Error;
+
+    fn write(&mut self, edits: &[Edit]) -> Result<(), Error> {
+        self.write(edits)
+    }
+    fn adopt(&mut self, tables: &[Edit]) -> Result<(), Error> {
+        self.adopt(tables)
+    }
+    fn discard_unknown(&mut self, tables: &[Edit]) -> Result<(), Error> {
+        self.discard_unknown(tables)
+    }
+    fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Error> {
+        self.endpoints()
+    }
+    fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Error> {
+        self.set_endpoint(interface, endpoint)
+    }
+    fn remove_endpoint(&mut self, interface: u32) -> Result<(), Error> {
+        self.remove_endpoint(interface)
+    }
+    fn attach(&mut self, interface: u32, name: &str) -> Result<(), Error> {
+        self.attach(interface, name)
+    }
+    fn raise_epoch(&mut self) -> Result<u32, Error> {
+        self.raise_epoch()
+    }
+    fn epoch(&self) -> u32 {
+        self.epoch()
+    }
+    fn hook(&self) -> String {
+        self.hook().to_string()
+    }
+    fn statistics(&self, slot: u32) -> Result<Tallies, Error> {
+        self.statistics(slot)
+    }
+    fn fill(&self) -> Result<Vec<TableFill>, Error> {
+        self.fill()
+    }
+}

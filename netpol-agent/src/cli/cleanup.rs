@@ -1,0 +1,38 @@
+//! `netpol-agent cleanup`
+
+use anyhow::bail;
+
+use super::{CleanupArgs, lock, preflight};
+use crate::dataplane;
+
+pub(super) fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    preflight::privileges()?;
+    let pins = &args.bpf_dir.bpf_dir;
+    let lock = lock::pins(pins)?;
+    let running = match &lock {
+        None => {
+            println!("nothing is pinned in {}", pins.display());
+            return Ok(());
+        }
+        Some(lock::Pins::Ours(_)) => false,
+        Some(lock::Pins::Taken) => true,
+    };
+    if running && !args.force {
+        bail!(
+            "an agent is running and uses the pins in {}: stop it first. With --force they are removed nevertheless; the \
+             agent does not notice, and its pods are open until it is restarted",
+            pins.display()
+        );
+    }
+    let removed = dataplane::cleanup(pins)?;
+    println!(
+        "removed {} programs from interfaces and {} pins from {}; pods are open now",
+        removed.links,
+        removed.pins,
+        pins.display()
+    );
+    if running {
+        println!("the agent that is running enforces nothing until it is restarted");
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! The command line: `run`, `wait`, `status`, `cleanup`.
+
+mod cleanup;
+mod client;
+mod lock;
+mod preflight;
+mod run;
+mod status;
+mod wait;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{dataplane::HookChoice, policy::object::ObjectKey};
+
+/// Enforces Kubernetes NetworkPolicy on the pods of one node with eBPF.
+#[derive(Parser, Debug)]
+#[command(
+    name = "netpol-agent",
+    version,
+    after_help = "Every option can also be given by the environment variable that is named beside it.\n\
+                  The log level is set by NETPOL_LOG (default info; for example NETPOL_LOG=netpol_agent=debug)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Enforce policies in the foreground, until SIGTERM or SIGINT
+    ///
+    /// Programs and tables are pinned: enforcement goes on after the agent has ended, and the next one takes it over.
+    /// `netpol-agent cleanup` ends it.
+    Run(RunArgs),
+    /// Wait until everything that is in the manifests now is enforced
+    ///
+    /// Ends with 0 as soon as the running agent has read the manifests again, has looked for the interfaces of all local
+    /// pods, and enforces every object on every local pod that has an interface. Ends with 1 after the timeout, and says
+    /// what is missing. An agent that is not there yet is waited for.
+    Wait(WaitArgs),
+    /// Show what the running agent enforces
+    ///
+    /// Pods of this node with their interfaces and policies, what was dropped and passed and why, policies with the pods
+    /// that they select here, files and objects that cannot be used, how full the tables are.
+    Status(StatusArgs),
+    /// Take every program off its interface and remove all pins: pods are open afterwards
+    ///
+    /// Refuses while an agent is running.
+    Cleanup(CleanupArgs),
+}
+
+/// Where an agent keeps its socket.
+#[derive(Args, Debug)]
+struct RunDir {
+    /// Directory of the agent's socket and lock
+    #[arg(
+        long,
+        env = "NETPOL_RUN_DIR",
+        value_name = "DIR",
+        default_value = "/run/netpol-agent"
+    )]
+    run_dir: PathBuf,
+}
+
+/// Where an agent keeps its pins.
+#[derive(Args, Debug)]
+struct BpfDir {
+    /// Directory of the pins, on a bpf file system (which is mounted there if there is none)
+    ///
+    /// Agents in different network namespaces of one machine need different directories.
+    #[arg(
+        long,
+        env = "NETPOL_BPF_DIR",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/netpol"
+    )]
+    bpf_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// Directory with manifests: *.yaml, *.yml and *.json
+    ///
+    /// Files hold Namespaces, Pods and NetworkPolicies, several documents or lists, as `kubectl get -o yaml` writes them;
+    /// other kinds are ignored. The directory may be empty. It is watched: write a file in place or rename one over it,
+    /// delete a file to delete its objects. A file or object that cannot be used keeps its last good version in force, and
+    /// `netpol-agent status` shows it.
+    #[arg(long, env = "NETPOL_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// Name of this node: pods whose spec.nodeName is NODE are enforced
+    #[arg(long, env = "NODE_NAME", value_name = "NODE")]
+    node_name: String,
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    bpf_dir: BpfDir,
+    /// How programs are put on interfaces
+    #[arg(long, env = "NETPOL_HOOK", value_enum, default_value_t = Hook::Auto)]
+    hook: Hook,
+    /// Log the way of every packet of a pod (repeatable); costs nothing where it is not used
+    #[arg(long, env = "NETPOL_TRACE_POD", value_name = "NAMESPACE/NAME", value_parser = pod, value_delimiter = ',')]
+    trace_pod: Vec<ObjectKey>,
+    /// Form of the log, on standard error
+    #[arg(long, env = "NETPOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Args, Debug)]
+struct WaitArgs {
+    /// How long, for example 20s, 500ms or 2m
+    #[arg(long, env = "NETPOL_TIMEOUT", value_parser = duration, default_value = "20s")]
+    timeout: Duration,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+#[derive(Args, Debug)]
+struct StatusArgs {
+    /// Form of the output; the fields of the JSON form are never renamed
+    #[arg(long, short, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(flatten)]
+    run_dir: RunDir,
+}
+
+#[derive(Args, Debug)]
+struct CleanupArgs {
+    #[command(flatten)]
+    bpf_dir: BpfDir,
+    /// Even while an agent is running: its pods are open until that agent is restarted
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Hook {
+    /// TCX links where the kernel has them (6.6), clsact where not
+    Auto,
+    /// TCX links
+    Tcx,
+    /// Filters of a clsact queueing discipline
+    Clsact,
+}
+
+impl From<Hook> for HookChoice {
+    fn from(hook: Hook) -> Self {
+        match hook {
+            Hook::Auto => Self::Auto,
+            Hook::Tcx => Self::Tcx,
+            Hook::Clsact => Self::Clsact,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object in a line
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Wait(args) => wait::wait(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Cleanup(args) => cleanup::cleanup(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netpol-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn pod(text: &str) -> Result<ObjectKey, String> {
+    match text.split_once('/') {
+        Some((namespace, name))
+            if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+        {
+            Ok(ObjectKey::new(namespace, name))
+        }
+        _ => Err("give the pod as NAMESPACE/NAME".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let advice = || "give a number and a unit: 500ms, 20s, 2m or 1h".to_owned();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.parse().map_err(|_| advice())?;
+    let seconds = match unit {
+        "ms" => number / 1e3,
+        "s" | "" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(advice()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| advice())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("20s", 20_000),
+            ("1.5s", 1500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "s", "-1s", "5 s", "5d", "1e3s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pods() {
+        assert_eq!(pod("a/b"), Ok(ObjectKey::new("a", "b")));
+        for text in ["a", "/b", "a/", "a/b/c", ""] {
+            assert!(pod(text).is_err(), "{text}");
+        }
+    }
+}

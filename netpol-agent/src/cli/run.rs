@@ -1,0 +1,93 @@
+//! `netpol-agent run`
+
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{LogFormat, RunArgs, lock, preflight};
+use crate::{
+    agent,
+    cluster::Directory,
+    dataplane::{self, Dataplane, Sizes},
+};
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    preflight::check()?;
+    log(args.log_format)?;
+    let _run_dir = lock::run_dir(&args.run_dir.run_dir)?;
+    let pins = &args.bpf_dir.bpf_dir;
+    let taken = || {
+        format!(
+            "another agent has the pins in {}: stop it, or give this one another --bpf-dir",
+            pins.display()
+        )
+    };
+    let mut lock = lock::pins(pins)?;
+    if matches!(lock, Some(lock::Pins::Taken)) {
+        bail!(taken());
+    }
+    let source = Directory::open(&args.manifests)?;
+    let dataplane = Dataplane::open(&dataplane::Options {
+        pins: pins.clone(),
+        hook: args.hook.into(),
+        sizes: Sizes::default(),
+        trace: !args.trace_pod.is_empty(),
+    })?;
+    if lock.is_none() {
+        lock = lock::pins(pins)?;
+        if matches!(lock, Some(lock::Pins::Taken)) {
+            bail!(taken());
+        }
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = args.node_name,
+        manifests = %args.manifests.display(),
+        hook = %dataplane.hook(),
+        "netpol-agent starts"
+    );
+    let options = agent::Options {
+        node: args.node_name.clone(),
+        run_dir: args.run_dir.run_dir.clone(),
+        trace: args.trace_pod.iter().cloned().collect(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        anyhow::Ok(agent::run(&options, source, dataplane, stop).await?)
+    })?;
+    tracing::info!(
+        "netpol-agent ends; enforcement stays pinned, `netpol-agent cleanup` removes it"
+    );
+    drop(lock);
+    Ok(())
+}
+
+fn log(format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .with_env_var("NETPOL_LOG")
+        .from_env()
+        .context("NETPOL_LOG is no log filter; try NETPOL_LOG=debug")?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
