@@ -22,13 +22,13 @@ pub(super) fn check() -> anyhow::Result<()> {
     let release = release.release().to_string_lossy();
     if version(&release).is_some_and(|version| version < KERNEL) {
         bail!(
-            "netpol-agent needs Linux {}.{} or newer, and this is {release}",
+            "this needs Linux {}.{} or newer, and the kernel is {release}",
             KERNEL.0,
             KERNEL.1
         );
     }
     if !Path::new(BTF).exists() {
-        bail!("netpol-agent needs a kernel with BTF (CONFIG_DEBUG_INFO_BTF): {BTF} is missing");
+        bail!("this needs a kernel with BTF (CONFIG_DEBUG_INFO_BTF): {BTF} is missing");
     }
     Ok(())
 }
@@ -48,10 +48,7 @@ pub(super) fn privileges() -> anyhow::Result<()> {
         .map(|&(_, name)| name)
         .collect();
     if !lacking.is_empty() {
-        bail!(
-            "netpol-agent has to run as root: it lacks {}",
-            lacking.join(", ")
-        );
+        bail!("this has to run as root: it lacks {}", lacking.join(", "));
     }
     Ok(())
 }
