@@ -123,3 +123,74 @@ pub fn frame(source: IpAddr, destination: IpAddr, payload: Payload) -> Option<Ve
     }
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::memory::SliceFrame;
+    use netpol_common::{Packet, Parsed, Probe, parse};
+
+    fn parsed(source: IpAddr, destination: IpAddr, payload: Payload) -> Packet {
+        let bytes = frame(source, destination, payload).expect("one family");
+        let frame = SliceFrame {
+            bytes: &bytes,
+            ..SliceFrame::default()
+        };
+        match parse(&frame) {
+            Parsed::Packet(packet) => packet,
+            _ => panic!("{payload:?} is not a packet"),
+        }
+    }
+
+    #[test]
+    fn what_is_built_is_what_is_parsed() {
+        let four: [IpAddr; 2] = [[10, 0, 0, 1].into(), [10, 0, 0, 2].into()];
+        let six: [IpAddr; 2] = [
+            [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
+            [0xfd00, 0, 0, 0, 0, 0, 0, 2].into(),
+        ];
+        for [source, destination] in [four, six] {
+            let ports = |payload, number| {
+                let packet = parsed(source, destination, payload);
+                assert_eq!(
+                    (packet.source, packet.destination),
+                    (source.into(), destination.into())
+                );
+                assert_eq!((packet.source_port, packet.destination_port), (1000, 80));
+                assert_eq!(packet.protocol, number);
+            };
+            ports(Payload::syn(1000, 80), protocol::TCP);
+            ports(
+                Payload::Udp {
+                    source: 1000,
+                    destination: 80,
+                },
+                protocol::UDP,
+            );
+            ports(
+                Payload::Sctp {
+                    source: 1000,
+                    destination: 80,
+                },
+                protocol::SCTP,
+            );
+            let ping = |reply| {
+                parsed(
+                    source,
+                    destination,
+                    Payload::Echo {
+                        identifier: 5,
+                        reply,
+                    },
+                )
+                .probe
+            };
+            assert_eq!(
+                (ping(false), ping(true)),
+                (Probe::EchoRequest, Probe::EchoReply)
+            );
+            assert!(parsed(source, destination, Payload::syn(1, 2)).opens());
+        }
+        assert_eq!(frame(four[0], six[1], Payload::syn(1, 2)), None);
+    }
+}

@@ -281,3 +281,63 @@ impl Frame for SliceFrame<'_> {
         self.tagged
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet_builder::{Payload, frame};
+    use netpol_common::{Isolation, judge};
+
+    #[test]
+    fn the_longest_prefix_answers() {
+        let mut tables = MemoryTables::new();
+        let net = |address: [u8; 4], bits: u32, class: u64| Edit::Net {
+            address: Address::v4(address),
+            bits: 96 + bits,
+            peer: (class != 0).then(|| Peer::of(class)),
+        };
+        tables.write_all(&[net([10, 0, 0, 0], 8, 2), net([10, 1, 0, 0], 16, 3)]);
+        let class = |tables: &MemoryTables, address| {
+            tables.net(&Address::v4(address)).map(|peer| peer.class)
+        };
+        assert_eq!(class(&tables, [10, 1, 2, 3]), Some(3));
+        assert_eq!(class(&tables, [10, 2, 2, 3]), Some(2));
+        assert_eq!(class(&tables, [11, 2, 2, 3]), None);
+        tables.write(&net([10, 1, 0, 0], 16, 0));
+        assert_eq!(class(&tables, [10, 1, 2, 3]), Some(2));
+    }
+
+    #[test]
+    fn a_flow_is_remembered_until_the_epoch_rises_and_the_clone_is_another_world() {
+        let mut tables = MemoryTables::new();
+        let pod = Endpoint {
+            ingress: Isolation::by(9),
+            egress: Isolation::OPEN,
+            ..Endpoint::default()
+        };
+        tables.set_endpoint(4, Some(pod));
+        let bytes = frame(
+            [10, 0, 0, 1].into(),
+            [10, 0, 0, 2].into(),
+            Payload::syn(1000, 80),
+        );
+        let bytes = bytes.expect("one family");
+        let packet = SliceFrame {
+            bytes: &bytes,
+            interface: 4,
+            came_in_by: 3,
+            tagged: false,
+        };
+        let other = tables.clone();
+        assert_eq!(judge(&packet, &tables, Direction::Egress), Reason::Open);
+        assert_eq!(judge(&packet, &tables, Direction::Egress), Reason::Flow);
+        tables.raise_epoch();
+        assert_eq!(judge(&packet, &tables, Direction::Egress), Reason::Open);
+        assert_eq!(judge(&packet, &tables, Direction::Ingress), Reason::Denied);
+        assert_eq!(
+            tables.counted(0, Direction::Egress, Reason::Open).packets,
+            2
+        );
+        assert_eq!(other.counted(0, Direction::Egress, Reason::Open).packets, 0);
+    }
+}

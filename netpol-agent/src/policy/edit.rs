@@ -68,7 +68,7 @@ pub struct Generation(pub u64);
 pub struct Change {
     /// First: port sets, rows, then peers, in this order.
     pub add: Vec<Edit>,
-    /// Then: local pods whose isolation is new or different.
+    /// Then: local pods whose isolation is new or different, or that have another uid or other addresses than before.
     pub flip: Vec<PodIsolation>,
     /// Local pods that are no longer there (deleted, finished, or moved away); their endpoints go with the flip.
     pub gone: Vec<ObjectKey>,

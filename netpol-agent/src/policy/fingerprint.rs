@@ -52,3 +52,22 @@ impl Fingerprint {
             .unwrap_or(2)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pinned tables of an earlier process are compared with these numbers: a new form makes every entry a difference.
+    #[test]
+    fn the_form_of_numbers_does_not_change() {
+        let mut fingerprint = Fingerprint::new("kind");
+        fingerprint.byte(1).number(2).text("three").bytes(&[4]);
+        assert_eq!(fingerprint.id(), 0xc627_2d60_10d0_de65);
+    }
+
+    #[test]
+    fn texts_do_not_run_into_each_other() {
+        let of = |a: &str, b: &str| Fingerprint::new("kind").text(a).text(b).wide();
+        assert_ne!(of("ab", "c"), of("a", "bc"));
+    }
+}

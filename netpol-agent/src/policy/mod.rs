@@ -12,7 +12,7 @@
 //! | `selection` | which policies select which pods of this node |
 //! | `grant` | what policies grant, and their union for one pod |
 //! | `selector`, `labels` | label selectors, and how to find those that may match |
-//! | `term` | what a rule can say about a peer |
+//! | `term`, `matching` | what a rule can say about a peer, and who matches it |
 //! | `blocks`, `prefix` | which `ipBlock`s hold an address |
 //! | `ports` | port sets and their prefixes |
 //! | `catalog` | what has a number in the tables, and the rows that join rulesets with classes |
@@ -27,6 +27,7 @@ mod fingerprint;
 mod grant;
 pub mod index;
 mod labels;
+mod matching;
 pub mod object;
 mod order;
 mod peers;

@@ -11,9 +11,9 @@ use super::{
     labels::LabelSet,
     object::{Labels, Namespace, ObjectKey, Pod},
     ports::PortNames,
-    selector::{self, Scope},
+    selector,
     slab::{Handle, Slab},
-    term::{Match, Term},
+    term::Match,
 };
 
 /// A namespace, as long as its object, a pod or a policy names it.
@@ -25,7 +25,7 @@ pub(super) struct Space {
     pods: HashMap<Arc<str>, Handle<PodRecord>>,
     /// Local pods.
     pub(super) local: BTreeSet<Handle<PodRecord>>,
-    profiles: BTreeSet<Handle<Profile>>,
+    pub(super) profiles: BTreeSet<Handle<Profile>>,
 }
 
 /// What policies can tell apart about pods: those of one profile are selected by the same policies and match the same
@@ -81,7 +81,7 @@ pub(super) struct World {
     pub(super) profiles: Slab<Profile>,
     by_key: HashMap<ProfileKey, Handle<Profile>>,
     /// Profiles that carry a label, by [`selector::pair`].
-    by_label: HashMap<u64, BTreeSet<Handle<Profile>>>,
+    pub(super) by_label: HashMap<u64, BTreeSet<Handle<Profile>>>,
     /// Port names, shared by the profiles that have the same.
     port_names: HashSet<Arc<PortNames>>,
 }
@@ -293,72 +293,6 @@ impl World {
             &self.spaces[record.namespace].name,
             &record.name,
         )
-    }
-
-    /// The match of a profile with a pod term, if it is one.
-    pub(super) fn matches(&self, profile: Handle<Profile>, term: &Term) -> Option<u16> {
-        let Term::Pods {
-            scope,
-            selector,
-            name,
-        } = term
-        else {
-            return None;
-        };
-        let key = &self.profiles[profile].key;
-        let space = &self.spaces[key.namespace];
-        let here = match scope {
-            Scope::Named(name) => *name == *space.name,
-            Scope::Matching(selector) => selector::matches(selector, &space.labels),
-        };
-        if !here || !selector::matches(selector, &key.labels) {
-            return None;
-        }
-        match name {
-            None => Some(0),
-            Some(name) => key.ports.get(name).copied(),
-        }
-    }
-
-    /// The profiles that match a pod term, with the numbers they give to its port name.
-    pub(super) fn matching(&self, term: &Term) -> Vec<(Handle<Profile>, u16)> {
-        let Term::Pods {
-            scope, selector, ..
-        } = term
-        else {
-            return Vec::new();
-        };
-        // The shortest of the lists that hold every profile with a label that the selector requires.
-        static EMPTY: BTreeSet<Handle<Profile>> = BTreeSet::new();
-        let listed = selector::required(selector)
-            .map(|(k, v)| self.by_label.get(&selector::pair(k, v)).unwrap_or(&EMPTY))
-            .min_by_key(|profiles| profiles.len());
-        let mut candidates: Vec<&BTreeSet<Handle<Profile>>> = Vec::new();
-        match scope {
-            Scope::Named(name) => {
-                let here = self
-                    .find_space(name)
-                    .map_or(&EMPTY, |space| &self.spaces[space].profiles);
-                candidates.push(match listed {
-                    Some(listed) if listed.len() < here.len() => listed,
-                    _ => here,
-                });
-            }
-            Scope::Matching(selector) => match listed {
-                Some(listed) => candidates.push(listed),
-                None => candidates.extend(
-                    self.spaces
-                        .iter()
-                        .filter(|(_, space)| selector::matches(selector, &space.labels))
-                        .map(|(_, space)| &space.profiles),
-                ),
-            },
-        }
-        candidates
-            .into_iter()
-            .flatten()
-            .filter_map(|profile| Some((*profile, self.matches(*profile, term)?)))
-            .collect()
     }
 
     fn port_names(&mut self, pod: &Pod) -> Arc<PortNames> {
