@@ -7,7 +7,7 @@
 //! | [`edit`] | what comes out: edits of tables, in phases |
 //! | [`index`] | the index: owns the objects, turns a change of them into edits |
 //! | `reconcile` | how it works off what a change has touched |
-//! | [`reference`] | the same meaning, naively: what the compiler is tested against |
+//! | [`mod@reference`] | the same meaning, naively: what the compiler is tested against |
 //! | `world` | namespaces, pods, and the profiles that pods share |
 //! | `selection` | which policies select which pods of this node |
 //! | `grant` | what policies grant, and their union for one pod |
