@@ -52,6 +52,10 @@ impl Endpoints {
             let Some(interface) = self.interface(local, report) else {
                 continue;
             };
+            if matches!(report.pods.get(&local.wanted.key), Some((_, Ok(i))) if *i == interface) {
+                // From now on the discovery keeps it.
+                self.inherited.remove(&interface.index);
+            }
             let mut endpoint = Endpoint {
                 flags: if trace.contains(&local.wanted.key) {
                     Endpoint::TRACE

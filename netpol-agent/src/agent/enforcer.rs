@@ -249,7 +249,6 @@ impl<K: Kernel> Enforcer<K> {
         match self.kernel.attach(interface, &name) {
             Ok(()) => {
                 self.endpoints.attached.insert(interface);
-                self.endpoints.inherited.remove(&interface);
                 // Flows that were noted while only one program was there are judged again.
                 self.epoch_due = true;
                 let pod = self

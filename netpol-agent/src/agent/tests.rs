@@ -375,6 +375,8 @@ fn a_pinned_endpoint_stays_when_its_pod_cannot_be_found_again() {
     enforcer.see(Arc::new(report.clone()));
     enforcer.start().expect("a start");
     work(&mut enforcer);
+    enforcer.see(Arc::new(report.clone()));
+    work(&mut enforcer);
     assert!(isolated(&enforcer, 5));
     // But not without its interface.
     report.interfaces.clear();
