@@ -265,6 +265,7 @@ impl<S: Source> Agent<S> {
         self.origin.covers = update.covers;
         if self.enforcer.apply(update.changes) || self.wanted == 0 {
             self.wanted = self.discovery.want(self.enforcer.wanted());
+            self.enforcer.expect(self.wanted);
         }
     }
 
@@ -275,9 +276,7 @@ impl<S: Source> Agent<S> {
 
     /// Nothing is programmed on the ground of a part of the objects, or before the node's interfaces were looked at.
     fn open_gate(&mut self) {
-        let known = self.origin.complete
-            && self.wanted > 0
-            && self.enforcer.report().answers >= self.wanted;
+        let known = self.origin.complete && self.enforcer.answered();
         let waits = self
             .enforcer
             .failure
@@ -366,7 +365,7 @@ impl<S: Source> Agent<S> {
         );
         if let Some(trouble) = &report.trouble {
             missing.push(trouble.clone());
-        } else if report.covers < ticket || report.answers < self.wanted {
+        } else if report.covers < ticket || !self.enforcer.answered() {
             missing.push("interfaces of pods are still being looked for".to_owned());
         }
         missing.extend(self.enforcer.behind());

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long to wait before something that failed is tried again, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 
 /// Something could not be written. What was in force stays in force.
 #[derive(Clone, Debug)]
@@ -37,6 +37,8 @@ pub(super) struct Enforcer<K> {
     pub failure: Option<Failure>,
     trace: BTreeSet<ObjectKey>,
     report: Arc<Report>,
+    /// The number of the report that answers for the local pods of now.
+    awaited: u64,
     /// Edits that are not written, oldest first.
     queue: VecDeque<Vec<Edit>>,
     /// Tables and endpoints follow the index. False until the source and the node are known completely.
@@ -64,6 +66,7 @@ impl<K: Kernel> Enforcer<K> {
             failure: None,
             trace,
             report: Arc::default(),
+            awaited: 0,
             queue: VecDeque::new(),
             programmed: false,
             endpoints_due: false,
@@ -109,6 +112,17 @@ impl<K: Kernel> Enforcer<K> {
             .into_iter()
             .map(|local| local.wanted)
             .collect()
+    }
+
+    /// Says which report will answer for the local pods of now. Until it comes, nothing is taken off an interface: a pod that
+    /// came back under another uid may be found on it again.
+    pub fn expect(&mut self, answer: u64) {
+        self.awaited = answer;
+    }
+
+    /// Whether the report answers for the local pods of now.
+    pub fn answered(&self) -> bool {
+        self.awaited > 0 && self.report.answers >= self.awaited
     }
 
     fn locals(&self) -> Vec<Local> {
@@ -166,7 +180,7 @@ impl<K: Kernel> Enforcer<K> {
                 return false;
             }
         }
-        let slow = self.attach_one() || self.remove_one();
+        let slow = self.attach_one() || (self.answered() && self.remove_one());
         if self.endpoints.errors.is_empty() {
             if let Some(failure) = self.failure.take() {
                 tracing::info!(
@@ -182,7 +196,7 @@ impl<K: Kernel> Enforcer<K> {
                 .next()
                 .cloned()
                 .unwrap_or_default();
-            self.note(error);
+            self.postpone(error);
         }
         slow || self.endpoints_due || self.epoch_due
     }
@@ -235,9 +249,7 @@ impl<K: Kernel> Enforcer<K> {
                     self.endpoints.actual.insert(interface, endpoint);
                     self.epoch_due = true;
                 }
-                Err(error) => {
-                    self.endpoints.errors.insert(interface, error);
-                }
+                Err(error) => self.endpoint_failed(interface, error),
             }
         }
     }
@@ -263,9 +275,7 @@ impl<K: Kernel> Enforcer<K> {
                     "the pod is enforced"
                 );
             }
-            Err(e) => {
-                self.endpoints.errors.insert(interface, e.to_string());
-            }
+            Err(e) => self.endpoint_failed(interface, e.to_string()),
         }
         true
     }
@@ -281,9 +291,7 @@ impl<K: Kernel> Enforcer<K> {
                 self.endpoints.inherited.remove(&interface);
                 tracing::info!(index = interface, "an interface without a pod is released");
             }
-            Err(e) => {
-                self.endpoints.errors.insert(interface, e.to_string());
-            }
+            Err(e) => self.endpoint_failed(interface, e.to_string()),
         }
         true
     }
@@ -381,8 +389,18 @@ impl<K: Kernel> Enforcer<K> {
         error
     }
 
+    fn endpoint_failed(&mut self, interface: u32, error: String) {
+        let target = self.endpoints.targets.get(&interface);
+        tracing::warn!(
+            pod = target.map(|t| t.pod.to_string()),
+            index = interface,
+            error,
+            "an interface cannot be brought up to date; its last state stays in force, and this is tried again"
+        );
+        self.endpoints.errors.insert(interface, error);
+    }
+
     fn note(&mut self, error: String) {
-        let now = Instant::now();
         let same = self.failure.as_ref().filter(|f| f.error == error);
         if same.is_none() {
             tracing::error!(
@@ -391,6 +409,11 @@ impl<K: Kernel> Enforcer<K> {
                 "cannot write to the kernel; what was in force stays in force, and this is tried again"
             );
         }
+        self.postpone(error);
+    }
+
+    /// Waits, longer every time, before it is tried again.
+    fn postpone(&mut self, error: String) {
         let delay = self
             .failure
             .as_ref()
@@ -402,7 +425,7 @@ impl<K: Kernel> Enforcer<K> {
         self.failure = Some(Failure {
             error,
             since,
-            retry: now + delay,
+            retry: Instant::now() + delay,
             delay,
         });
     }

@@ -229,6 +229,7 @@ fn diary(enforcer: &mut Enforcer<Fake>) -> String {
 fn world(kernel: Fake) -> Enforcer<Fake> {
     let mut enforcer = Enforcer::new(kernel, "here", BTreeSet::new());
     enforcer.apply(vec![namespace(), pod("a", "1", "10.0.0.1")]);
+    enforcer.expect(1);
     let report = found(&enforcer, &[("a", 5)]);
     enforcer.see(report);
     assert!(!enforcer.work(), "nothing is done before the gate opens");
@@ -370,6 +371,7 @@ fn a_pinned_endpoint_stays_when_its_pod_cannot_be_found_again() {
     );
     let mut enforcer = Enforcer::new(kernel, "here", BTreeSet::new());
     enforcer.apply(vec![namespace(), pod("a", "1", "10.0.0.1"), policy()]);
+    enforcer.expect(1);
     let mut report = Report::clone(&found(&enforcer, &[]));
     report.interfaces.insert(5, "veth5".into());
     enforcer.see(Arc::new(report.clone()));
@@ -391,8 +393,16 @@ fn a_pod_that_is_looked_for_again_keeps_its_endpoint_meanwhile() {
     enforcer.apply(vec![policy(), pod("a", "1", "10.0.0.3")]);
     work(&mut enforcer);
     assert!(isolated(&enforcer, 5), "the discovery has not answered yet");
-    // A pod of the same name that is another one does not inherit it.
+    // A pod of the same name that is another one does not inherit it, but it may be found on the same interface: nothing
+    // is taken off before the discovery has answered.
     enforcer.apply(vec![pod("a", "2", "10.0.0.4")]);
+    enforcer.expect(2);
+    work(&mut enforcer);
+    assert!(enforcer.endpoints.targets.is_empty());
+    assert!(isolated(&enforcer, 5));
+    let mut report = Report::clone(&found(&enforcer, &[]));
+    report.answers = 2;
+    enforcer.see(Arc::new(report));
     work(&mut enforcer);
     assert!(enforcer.kernel.endpoints.is_empty());
 }
