@@ -215,15 +215,18 @@ pub(super) fn detach(pins: &Pins, pin: LinkPin) -> Result<(), Error> {
     if !path.exists() {
         return Ok(());
     }
-    if pin.clsact
-        && let Some(device) = name_of(pin.interface)
-        && let Ok(link) =
-            SchedClassifierLink::attached(&device, hook(pin.direction), PRIORITY, HANDLE, None)
-    {
-        // Dropping it deletes the filter.
-        drop(link);
+    if pin.clsact {
+        if let Some(device) = name_of(pin.interface)
+            && let Ok(link) =
+                SchedClassifierLink::attached(&device, hook(pin.direction), PRIORITY, HANDLE, None)
+        {
+            // Dropping it deletes the filter.
+            drop(link);
+        }
+    } else if let Ok(link) = sys::open_pin(&path) {
+        // Fails if the device has gone: then nothing is attached any more.
+        let _ = sys::detach_link(link.as_fd());
     }
-    // The last reference to a TCX link is its pin.
     pins.remove(&path)?;
     Ok(())
 }

@@ -68,6 +68,15 @@ pub(super) fn tcx_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     Ok(Some(unsafe { info.__bindgen_anon_1.tcx.ifindex }))
 }
 
+/// Takes the program of a link off its hook at once (`BPF_LINK_DETACH`). The end of the last reference would do so as well,
+/// but some time later: a program that is attached to the same hook in between is refused.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: plain data for which zero is valid.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
 /// Opens a pinned object of any kind.
 pub(super) fn open_pin(path: &std::path::Path) -> io::Result<OwnedFd> {
     use std::os::{fd::FromRawFd as _, unix::ffi::OsStrExt as _};
