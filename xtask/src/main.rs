@@ -98,6 +98,7 @@ fn perform(verb: Verb) -> Result<()> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--all-features",
                 "--",
                 "--deny",
                 "warnings",
@@ -168,9 +169,12 @@ fn test(only: Option<OsString>, args: &[OsString]) -> Result<()> {
     setup::setup()?;
     // One selection of packages for both commands: another one could choose other features of shared dependencies, and
     // compile them a second time.
-    build(&["--workspace", "--bins", "--tests"])?;
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--"]);
+    let all = ["--workspace", "--features", "netpol-tests/kernel"];
+    build(&[&all[..], &["--bins", "--tests"]].concat())?;
+    let mut tests = cargo(["test"]);
     tests
+        .args(all)
+        .args(["--no-fail-fast", "--"])
         .args(only)
         .args(args)
         .env("NETPOL_AGENT_BIN", binary("netpol-agent", false)?);

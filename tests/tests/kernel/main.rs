@@ -1,0 +1,12 @@
+//! Everything that needs root and this kernel: programs on single packets, the lab by itself, and the agent in the lab.
+//!
+//! One program, so that it is linked once; built with the feature `kernel`, so that a plain `cargo test` needs no root.
+//! `cargo xtask test` runs it; `cargo xtask test --only NAME` a part of it.
+
+mod judge;
+mod lab_cleanup;
+mod lab_denies;
+mod lab_open;
+mod lab_program;
+mod lab_world;
+mod scenarios;
