@@ -1,5 +1,13 @@
 //! `netpol-lab`: the product on a table, without a cluster. `cargo xtask run` builds and calls it.
 
+/// Prints a line, and fails when nobody reads any more: then the lab is taken down, where `println!` would panic.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($words)*)?
+    }};
+}
+
 mod events;
 mod machine;
 mod session;
@@ -43,8 +51,14 @@ enum Verb {
     Sweep,
 }
 
-fn main() -> Result<ExitCode> {
-    let Arguments { verb } = Arguments::parse();
+fn main() -> ExitCode {
+    run(Arguments::parse()).unwrap_or_else(|error| {
+        eprintln!("netpol-lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(Arguments { verb }: Arguments) -> Result<ExitCode> {
     // Before any thread starts, so that all of them leave signals to the one that waits for them.
     let events = events::Events::new()?;
     machine::check()?;
@@ -60,7 +74,7 @@ fn main() -> Result<ExitCode> {
         }
         Verb::Sweep => {
             for id in lab::sweep()? {
-                println!("removed what lab {id} left");
+                say!("removed what lab {id} left");
             }
             Ok(ExitCode::SUCCESS)
         }

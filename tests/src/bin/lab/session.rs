@@ -34,23 +34,26 @@ pub fn run(
             "there is no pod: a directory of manifests needs at least one Pod that declares a port"
         );
     }
-    println!(
+    say!(
         "Built a node of shape {shape} with {} in {:.1} s.",
         count(lab.parties().len(), "pod or host", "pods and hosts"),
         started.elapsed().as_secs_f64()
     );
-    problems(&lab);
+    problems(&lab)?;
     let before = lab.table()?;
     heading(&format!(
-        "{}: as Flannel leaves it ({}, nobody enforces)",
+        "{}: as Flannel leaves it ({}, and nothing enforces)",
         first.title,
         count(
             lab.world().ids("NetworkPolicy").len(),
             "policy exists",
             "policies exist"
         ),
-    ));
-    print!("{}", before.matrix(None, MatrixStyle::for_stdout()));
+    ))?;
+    say!(
+        "{}",
+        before.matrix(None, MatrixStyle::for_stdout()).trim_end()
+    );
     if !before.all_open() {
         bail!(
             "not everything is open without an agent, so the lab itself is broken here:\n{}",
@@ -76,9 +79,13 @@ pub fn run(
             "{}: with netpol-agent (enforced after {:.0} ms)",
             stage.title,
             enforced.as_secs_f64() * 1000.0
-        ));
-        print!("{}", now.matrix(Some(&shown), MatrixStyle::for_stdout()));
-        good &= judge(&lab, &now, stage);
+        ))?;
+        say!(
+            "{}",
+            now.matrix(Some(&shown), MatrixStyle::for_stdout())
+                .trim_end()
+        );
+        good &= judge(&lab, &now, stage)?;
         shown = now;
         if events.ended() {
             return Ok(ExitCode::SUCCESS);
@@ -98,14 +105,14 @@ pub fn run(
             .map(|path| path.as_path())
             .collect::<Vec<_>>(),
     )?;
-    directions(&lab, watched.last().map(|path| path.as_path()));
+    directions(&lab, watched.last().map(|path| path.as_path()))?;
     while events.next() == Next::Reload {
         // A mistake in a file must not end the session: it is said, and the next edit may mend it.
         if let Err(error) = follow(&mut lab, &mut agent, source, &mut shown) {
-            println!("{error:#}");
+            say!("{error:#}");
         }
     }
-    println!("\nTaking the lab down.");
+    say!("\nTaking the lab down.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,30 +120,37 @@ pub fn run(
 fn follow(lab: &mut Lab, agent: &mut Agent, source: &Source, shown: &mut Table) -> Result<()> {
     let world = source.reload()?;
     lab.replace_world(world)?;
-    heading("the manifests have changed");
-    problems(lab);
+    heading("the manifests have changed")?;
+    problems(lab)?;
     let waited = agent.wait();
-    refusals(agent);
+    refusals(agent)?;
     waited.context("the change is not (wholly) in force")?;
     let now = probe(lab, None)?;
     let changes = shown.differences(&now).as_change();
     if changes.is_empty() {
-        println!("No cell has changed.");
+        say!("No cell has changed.");
     } else {
-        print!("{}", now.matrix(Some(shown), MatrixStyle::for_stdout()));
-        print!("{changes}");
+        say!(
+            "{}",
+            now.matrix(Some(shown), MatrixStyle::for_stdout())
+                .trim_end()
+        );
+        say!("{}", changes.to_string().trim_end());
     }
     let (expected, _) = reference::table(lab, &destinations(lab, None));
     let wrong = expected.differences(&now);
     if !wrong.is_empty() {
-        print!("The specification says otherwise: {wrong}");
+        say!(
+            "The specification says otherwise: {}",
+            wrong.to_string().trim_end()
+        );
     }
     *shown = now;
     Ok(())
 }
 
 /// Compares with the scenario's table or, where there is none, with the naive evaluator's.
-fn judge(lab: &Lab, found: &Table, stage: &Stage) -> bool {
+fn judge(lab: &Lab, found: &Table, stage: &Stage) -> Result<bool> {
     let (by, expected) = match &stage.expected {
         Some(expected) => ("the scenario's expected table", expected.clone()),
         None => (
@@ -146,11 +160,11 @@ fn judge(lab: &Lab, found: &Table, stage: &Stage) -> bool {
     };
     let wrong = expected.differences(found);
     if wrong.is_empty() {
-        println!("As expected by {by}.");
+        say!("As expected by {by}.");
     } else {
-        print!("Not what {by} says: {wrong}");
+        say!("Not what {by} says: {}", wrong.to_string().trim_end());
     }
-    wrong.is_empty()
+    Ok(wrong.is_empty())
 }
 
 fn probe(lab: &Lab, expected: Option<&Table>) -> Result<Table> {
@@ -164,55 +178,59 @@ fn destinations(lab: &Lab, expected: Option<&Table>) -> BTreeSet<Destination> {
     destinations
 }
 
-fn problems(lab: &Lab) {
+fn problems(lab: &Lab) -> Result<()> {
     for problem in lab.world().problems() {
-        println!("! {problem}");
+        say!("! {problem}");
     }
+    Ok(())
 }
 
 /// What the agent refuses, in its own words.
-fn refusals(agent: &Agent) {
+fn refusals(agent: &Agent) -> Result<()> {
     let Ok(status) = agent.status() else {
-        return;
+        return Ok(());
     };
     for refusal in status["refused"].as_array().into_iter().flatten() {
         match refusal.as_str() {
-            Some(text) => println!("! refused: {text}"),
-            None => println!("! refused: {refusal}"),
+            Some(text) => say!("! refused: {text}"),
+            None => say!("! refused: {refusal}"),
         }
     }
+    Ok(())
 }
 
-fn directions(lab: &Lab, directory: Option<&Path>) {
-    heading("the lab stays");
+fn directions(lab: &Lab, directory: Option<&Path>) -> Result<()> {
+    heading("the lab stays")?;
     if let Some(directory) = directory {
-        println!("Edit the policies in   {}", directory.display());
+        say!("Edit the policies in   {}", directory.display());
     }
-    println!(
+    say!(
         "Ask the agent with     netpol-agent status --run-dir {}",
         lab.run_dir().agent().display()
     );
-    println!(
+    say!(
         "Read its log with      less {}",
         lab.run_dir().agent_log().display()
     );
-    println!("A shell inside         nsenter --net=/run/netns/NAME, where NAME is");
+    say!("A shell inside         nsenter --net=/run/netns/NAME, where NAME is");
     for party in lab.parties() {
         if let (Ok(station), Ok(addresses)) = (lab.station(&party), lab.addresses(&party)) {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            println!(
+            say!(
                 "  {:<40} {party}, {}",
                 station.namespace.name(),
                 addresses.join(", ")
             );
         }
     }
-    println!("  {:<40} the node", lab.node().namespace.name());
-    println!("End with Ctrl-C; it all goes away.");
+    say!("  {:<40} the node", lab.node().namespace.name());
+    say!("End with Ctrl-C; it all goes away.");
+    Ok(())
 }
 
-fn heading(text: &str) {
-    println!("\n== {text}");
+fn heading(text: &str) -> Result<()> {
+    say!("\n== {text}");
+    Ok(())
 }
 
 fn count(number: usize, one: &str, more: &str) -> String {
