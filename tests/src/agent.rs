@@ -184,6 +184,11 @@ impl Agent {
         self.child.as_ref().map(Child::id)
     }
 
+    /// The binary that runs.
+    pub fn binary(&self) -> &Path {
+        &self.site.binary
+    }
+
     /// Waits until everything that is in the manifests now is enforced.
     pub fn wait(&mut self) -> Result<(), AgentError> {
         let timeout = format!("{}s", PATIENCE.as_secs());

@@ -7,6 +7,7 @@ mod announce;
 mod connection;
 mod error;
 mod frame;
+mod half_open;
 mod netlink;
 mod netns;
 mod probe;
@@ -20,8 +21,8 @@ mod worker;
 mod world;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
 };
@@ -51,7 +52,7 @@ use crate::{
     manifests::World,
     table::{Destination, Family, Outcome, Party, Port, Table},
 };
-use probe::Probe;
+use probe::{Probe, Report};
 use topology::{Backbone, Cable, NODE_ADDRESSES};
 
 /// A lab. Fields are dropped in this order: parties, node and router, and last the directory under `/run`.
@@ -214,14 +215,13 @@ impl Lab {
         for source in sources {
             let mut goals = Vec::new();
             for destination in destinations.iter().filter(|goal| goal.party != *source) {
-                for address in self.addresses(&destination.party)? {
-                    let family = Family::of(*address);
-                    if self.address(source, family).is_ok() {
-                        let probe = Probe {
-                            address: *address,
-                            port: destination.port,
-                            nonce: probe::nonce(),
-                        };
+                for family in Family::ALL {
+                    let (from, to) = (
+                        self.address(source, family),
+                        self.address(&destination.party, family),
+                    );
+                    if let (Ok(_), Ok(address)) = (from, to) {
+                        let probe = Probe::new(address, destination.port);
                         goals.push((destination.clone(), family, probe));
                     }
                 }
@@ -233,15 +233,28 @@ impl Lab {
                 .begin(move || join_all(probes.into_iter().map(Probe::run)));
             running.push((source, goals, outcomes));
         }
-        let mut table = Table::new();
+        let mut reports = Vec::new();
         for (source, goals, outcomes) in running {
-            for ((destination, family, probe), outcome) in goals.into_iter().zip(outcomes.wait()) {
-                let outcome = match outcome {
-                    Outcome::Denied if self.arrived(&destination.party, &probe) => Outcome::Half,
-                    outcome => outcome,
-                };
-                table.set(source, &destination, family, outcome);
+            for ((destination, family, probe), report) in goals.into_iter().zip(outcomes.wait()) {
+                reports.push((source, destination, family, probe, report));
             }
+        }
+        // Only now have all probes that will arrive arrived.
+        let denied = reports
+            .iter()
+            .filter(|(.., report)| report.outcome == Outcome::Denied)
+            .map(|(_, destination, ..)| &destination.party);
+        let arrivals = self.arrivals(&denied.collect());
+        let mut table = Table::new();
+        for (source, destination, family, probe, report) in &reports {
+            let arrived = arrivals
+                .get(&destination.party)
+                .is_some_and(|arrivals| arrivals.include(probe, report));
+            let outcome = match report.outcome {
+                Outcome::Denied if arrived => Outcome::Half,
+                outcome => outcome,
+            };
+            table.set(source, destination, *family, outcome);
         }
         Ok(table)
     }
@@ -253,23 +266,50 @@ impl Lab {
         destination: &Destination,
         family: Family,
     ) -> Result<Outcome, LabError> {
-        let probe = Probe {
-            address: self.address(&destination.party, family)?,
-            port: destination.port,
-            nonce: probe::nonce(),
-        };
-        let outcome = self.station(source)?.worker.run(move || probe.run());
-        Ok(match outcome {
-            Outcome::Denied if self.arrived(&destination.party, &probe) => Outcome::Half,
-            outcome => outcome,
-        })
+        self.address(&destination.party, family)?;
+        let sources = BTreeSet::from([source.clone()]);
+        let destinations = BTreeSet::from([destination.clone()]);
+        let table = self.probe(&sources, &destinations)?;
+        table
+            .get(source, destination, family)
+            .ok_or_else(|| LabError::NoAddress(source.clone(), family))
     }
 
-    fn arrived(&self, party: &Party, probe: &Probe) -> bool {
-        match (self.inbox(party), probe.trace()) {
-            (Ok(inbox), Some(trace)) => inbox.has(trace),
+    /// What these parties saw of probes.
+    fn arrivals<'a>(&self, parties: &BTreeSet<&'a Party>) -> BTreeMap<&'a Party, Arrivals> {
+        let asked: Vec<_> = parties
+            .iter()
+            .filter_map(|party| {
+                let half_open = half_open::clients(&self.station(party).ok()?.worker);
+                Some((*party, self.inbox(party).ok().cloned(), half_open))
+            })
+            .collect();
+        asked
+            .into_iter()
+            .map(|(party, inbox, half_open)| {
+                let half_open = half_open.wait();
+                (party, Arrivals { inbox, half_open })
+            })
+            .collect()
+    }
+}
+
+/// What a party saw of probes.
+struct Arrivals {
+    inbox: Option<Arc<Inbox>>,
+    half_open: HashSet<SocketAddr>,
+}
+
+impl Arrivals {
+    fn include(&self, probe: &Probe, report: &Report) -> bool {
+        let in_inbox = match (&self.inbox, probe.trace()) {
+            (Some(inbox), Some(trace)) => inbox.has(trace),
             _ => false,
-        }
+        };
+        in_inbox
+            || report
+                .from
+                .is_some_and(|from| self.half_open.contains(&from))
     }
 }
 

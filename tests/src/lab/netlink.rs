@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressHeaderFlags, AddressMessage},
     link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
+    neighbour::NeighbourState,
     route::{RouteScope, RouteType},
 };
 use rtnetlink::{
@@ -209,6 +210,24 @@ impl Netlink {
     pub async fn blackhole(&self, to: IpNet) -> Result<(), LabError> {
         self.route_of_type(to, Hop::Direct, None, RouteType::BlackHole)
             .await
+    }
+
+    /// Says for good where a neighbour is, for tests that send its packets astray.
+    pub async fn neighbour(
+        &self,
+        device: u32,
+        address: IpAddr,
+        mac: [u8; 6],
+    ) -> Result<(), LabError> {
+        self.handle
+            .neighbours()
+            .add(device, address)
+            .link_layer_address(&mac)
+            .state(NeighbourState::Permanent)
+            .replace()
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(format!("add neighbour {address}"), error))
     }
 
     async fn route_of_type(

@@ -9,7 +9,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
-    net::{TcpSocket, UdpSocket},
+    net::{TcpStream, UdpSocket},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -44,7 +44,25 @@ pub(super) fn nonce() -> u64 {
     ((process ^ time) << 32) | u64::from(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// What became of a probe.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Report {
+    /// What the prober saw.
+    pub outcome: Outcome,
+    /// Where a TCP probe came from, for a look at what its goal saw.
+    pub from: Option<SocketAddr>,
+}
+
 impl Probe {
+    /// A new probe.
+    pub fn new(address: IpAddr, port: Port) -> Self {
+        Self {
+            address,
+            port,
+            nonce: nonce(),
+        }
+    }
+
     /// What the server's inbox holds if this probe arrived; `None` where a server does not see it.
     pub fn trace(&self) -> Option<u64> {
         match self.port {
@@ -55,28 +73,40 @@ impl Probe {
     }
 
     /// Knocks. Must be called inside the namespace that the probe starts from.
-    pub async fn run(self) -> Outcome {
+    pub async fn run(self) -> Report {
+        let mut from = None;
         let outcome = match self.port {
-            Port::Tcp(port) => self.tcp(port).await,
+            Port::Tcp(port) => self.tcp(port, &mut from).await,
             Port::Udp(port) => self.udp(port).await,
             Port::Sctp(port) => self.sctp(port).await,
             Port::Icmp => self.echo().await,
         };
-        outcome.unwrap_or_else(|error| classify(&error))
+        Report {
+            outcome: outcome.unwrap_or_else(|error| classify(&error)),
+            from,
+        }
     }
 
-    async fn tcp(self, port: u16) -> io::Result<Outcome> {
-        let socket = match self.address {
-            IpAddr::V4(_) => TcpSocket::new_v4(),
-            IpAddr::V6(_) => TcpSocket::new_v6(),
-        }?;
-        match timeout(
-            TCP_PATIENCE,
-            socket.connect(SocketAddr::new(self.address, port)),
-        )
-        .await
-        {
-            Ok(connected) => connected.map(|_| Outcome::Open),
+    async fn tcp(self, port: u16, from: &mut Option<SocketAddr>) -> io::Result<Outcome> {
+        let goal = SocketAddr::new(self.address, port);
+        let socket = Socket::new(Domain::for_address(goal), Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        let begun = socket.connect(&goal.into());
+        *from = socket.local_addr()?.as_socket();
+        match begun.map_err(|error| (error.raw_os_error(), error)) {
+            Ok(()) => return Ok(Outcome::Open),
+            Err((Some(libc::EINPROGRESS), _)) => {}
+            Err((_, error)) => return Err(error),
+        }
+        let stream = TcpStream::from_std(socket.into())?;
+        match timeout(TCP_PATIENCE, stream.writable()).await {
+            Ok(ready) => {
+                ready?;
+                match stream.take_error()? {
+                    Some(error) => Err(error),
+                    None => Ok(Outcome::Open),
+                }
+            }
             Err(_) => Ok(Outcome::Denied),
         }
     }

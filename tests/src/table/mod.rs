@@ -196,7 +196,7 @@ pub enum Outcome {
     Refused,
     /// Silence until the time was up, and nothing arrived.
     Denied,
-    /// The probe arrived, and its answer did not come back.
+    /// The probe arrived, and its answer did not come back. ICMP echo cannot tell: it is then `Denied`.
     Half,
     /// The sender's kernel reported this error.
     Error(Failure),

@@ -105,7 +105,7 @@ pub fn run(
             .map(|path| path.as_path())
             .collect::<Vec<_>>(),
     )?;
-    directions(&lab, watched.last().map(|path| path.as_path()))?;
+    directions(&lab, &agent, watched.last().map(|path| path.as_path()))?;
     while events.next() == Next::Reload {
         // A mistake in a file must not end the session: it is said, and the next edit may mend it.
         if let Err(error) = follow(&mut lab, &mut agent, source, &mut shown) {
@@ -199,13 +199,14 @@ fn refusals(agent: &Agent) -> Result<()> {
     Ok(())
 }
 
-fn directions(lab: &Lab, directory: Option<&Path>) -> Result<()> {
+fn directions(lab: &Lab, agent: &Agent, directory: Option<&Path>) -> Result<()> {
     heading("the lab stays")?;
     if let Some(directory) = directory {
         say!("Edit the policies in   {}", directory.display());
     }
     say!(
-        "Ask the agent with     netpol-agent status --run-dir {}",
+        "Ask the agent with     {} status --run-dir {}",
+        agent.binary().display(),
         lab.run_dir().agent().display()
     );
     say!(
