@@ -115,7 +115,6 @@ pub enum AgentError {
 pub struct Agent {
     /// `None` once it was stopped.
     child: Option<Child>,
-    started: Instant,
     site: Site,
 }
 
@@ -169,7 +168,6 @@ impl Agent {
         let note = lab.run_dir().note_child(child.id());
         let agent = Self {
             child: Some(child),
-            started: Instant::now(),
             site,
         };
         note.map_err(|error| AgentError::Io {
@@ -189,33 +187,44 @@ impl Agent {
         &self.site.binary
     }
 
-    /// Waits until everything that is in the manifests now is enforced.
+    /// Waits until everything that is in the manifests now is enforced, or the agent has ended.
     pub fn wait(&mut self) -> Result<(), AgentError> {
+        let failed = |error| AgentError::Io {
+            what: "run `netpol-agent wait`".to_owned(),
+            error,
+        };
         let timeout = format!("{}s", PATIENCE.as_secs());
-        loop {
-            self.check()?;
-            let waited = self.site.run(&["wait", "--timeout", &timeout]);
-            match waited {
-                // Just started: its socket may not be there yet.
-                Err(AgentError::Command { .. })
-                    if self.started.elapsed() < Duration::from_secs(3) =>
-                {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                waited => return waited.map(|_| ()),
+        let arguments = ["wait", "--timeout", &timeout, "--run-dir"];
+        let mut waiting = self
+            .site
+            .command_of(&arguments, &self.site.run_dir)?
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        while waiting.try_wait().map_err(failed)?.is_none() {
+            if let Err(ended) = self.check() {
+                waiting
+                    .kill()
+                    .and_then(|()| waiting.wait())
+                    .map_err(failed)?;
+                return Err(ended);
             }
+            thread::sleep(Duration::from_millis(2));
         }
+        let output = waiting.wait_with_output().map_err(failed)?;
+        self.site.judge(&arguments, output).map(|_| ())
     }
 
     /// What `status -o json` says.
     pub fn status(&self) -> Result<Value, AgentError> {
-        let output = self.site.run(&["status", "-o", "json"])?;
+        let output = self.site.ask(&["status", "-o", "json", "--run-dir"])?;
         serde_json::from_str(&output).map_err(|error| AgentError::Status(error.to_string()))
     }
 
     /// What `status` says to people.
     pub fn status_text(&self) -> Result<String, AgentError> {
-        self.site.run(&["status"])
+        self.site.ask(&["status", "--run-dir"])
     }
 
     /// Everything it wrote.
@@ -236,8 +245,9 @@ impl Agent {
     /// Runs `cleanup` on a lab's node: every link and pin goes.
     pub fn cleanup(lab: &Lab) -> Result<(), AgentError> {
         let site = Site::new(lab)?;
-        let bpf_dir = site.bpf_dir.display().to_string();
-        site.run(&["cleanup", "--bpf-dir", &bpf_dir]).map(|_| ())
+        let arguments = ["cleanup", "--bpf-dir"];
+        let command = site.command_of(&arguments, &site.bpf_dir)?;
+        site.finish(&arguments, command).map(|_| ())
     }
 
     /// An error if it is not running although it should.
@@ -335,31 +345,37 @@ impl Site {
         Ok(command)
     }
 
-    /// Runs a command of the agent to its end and returns what it printed.
-    fn run(&self, arguments: &[&str]) -> Result<String, AgentError> {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self
-            .command()?
-            .args(arguments)
-            .arg("--run-dir")
-            .arg(&self.run_dir)
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| AgentError::Io {
-                what: format!("run {}", self.binary.display()),
-                error,
-            })?;
-        let stdout = String::from_utf8_lossy(&stdout).into_owned();
-        if status.success() {
+    /// A command of the agent, not yet started; its last argument is an option that takes this directory.
+    fn command_of(&self, arguments: &[&str], directory: &Path) -> Result<Command, AgentError> {
+        let mut command = self.command()?;
+        command.args(arguments).arg(directory).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Asks the running agent and returns the answer. The last argument is the option of its directory.
+    fn ask(&self, arguments: &[&str]) -> Result<String, AgentError> {
+        let command = self.command_of(arguments, &self.run_dir)?;
+        self.finish(arguments, command)
+    }
+
+    /// Runs a command to its end and returns what it printed.
+    fn finish(&self, arguments: &[&str], mut command: Command) -> Result<String, AgentError> {
+        let output = command.output().map_err(|error| AgentError::Io {
+            what: format!("run {}", self.binary.display()),
+            error,
+        })?;
+        self.judge(arguments, output)
+    }
+
+    fn judge(&self, arguments: &[&str], output: Output) -> Result<String, AgentError> {
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
             return Ok(stdout);
         }
-        let stderr = String::from_utf8_lossy(&stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         Err(AgentError::Command {
             command: arguments.join(" "),
-            status,
+            status: output.status,
             output: format!("{}{}", stdout.trim_end(), stderr.trim_end()),
             log: self.log_end(),
         })

@@ -38,7 +38,7 @@ spec: {podSelector: {}}
 const STAND_IN: &str = "#!/bin/sh
 case $1 in
   run) trap 'exit 0' TERM; while :; do sleep 0.1; done ;;
-  status) echo '{\"refused\": [\"NetworkPolicy a/bad: spec.podSelector: no\"]}' ;;
+  status) echo '{\"source\": {\"problems\": [{\"message\": \"NetworkPolicy a/bad: no\"}]}}' ;;
 esac
 ";
 
@@ -94,10 +94,7 @@ fn it_follows_edits_and_ends_on_ctrl_c() -> anyhow::Result<()> {
         fs::write(home.path().join("manifests/deny.yaml"), "kind: [")?;
         let broken = until(&mut output, "No cell has changed")?;
         assert!(broken.contains("! deny.yaml: "), "{broken}");
-        assert!(
-            broken.contains("! refused: NetworkPolicy a/bad"),
-            "{broken}"
-        );
+        assert!(broken.contains("! NetworkPolicy a/bad: no"), "{broken}");
         Ok(introduction)
     };
     let introduction = story();

@@ -185,16 +185,17 @@ fn problems(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What the agent refuses, in its own words.
+/// What the agent cannot use, in its own words.
 fn refusals(agent: &Agent) -> Result<()> {
     let Ok(status) = agent.status() else {
         return Ok(());
     };
-    for refusal in status["refused"].as_array().into_iter().flatten() {
-        match refusal.as_str() {
-            Some(text) => say!("! refused: {text}"),
-            None => say!("! refused: {refusal}"),
-        }
+    for problem in status["source"]["problems"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        say!("! {}", problem["message"].as_str().unwrap_or("?"));
     }
     Ok(())
 }
