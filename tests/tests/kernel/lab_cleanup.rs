@@ -120,7 +120,7 @@ fn what_a_killed_run_leaves_is_swept() -> anyhow::Result<()> {
     let mut run = Command::new(env::current_exe()?)
         .args([
             "--exact",
-            "what_a_killed_run_leaves_is_swept",
+            "lab_cleanup::what_a_killed_run_leaves_is_swept",
             "--nocapture",
         ])
         .env(TO_BE_KILLED, "1")

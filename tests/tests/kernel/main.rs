@@ -4,6 +4,7 @@
 //! `cargo xtask test` runs it; `cargo xtask test --only NAME` a part of it.
 
 mod judge;
+mod lab_agent;
 mod lab_cleanup;
 mod lab_denies;
 mod lab_open;
