@@ -238,19 +238,52 @@ fn trim<T: DeserializeOwned>(
     key: &ObjectKey,
     convert: impl FnOnce(T) -> Result<Object, convert::Refusal>,
 ) -> Result<Object, Refusal> {
-    let typed = serde_path_to_error::deserialize(value).map_err(|e| Refusal {
+    let refuse = |field: String, reason: String| Refusal {
         kind: kind.to_owned(),
         object: key.clone(),
-        field: e.path().to_string(),
-        reason: e.inner().to_string(),
-    })?;
-    convert(typed).map_err(|refusal| Refusal {
-        kind: kind.to_owned(),
-        object: key.clone(),
-        field: refusal.field,
-        reason: refusal.reason,
-    })
+        field,
+        reason,
+    };
+    let mut unknown = None;
+    let mut track = serde_path_to_error::Track::new();
+    let typed: Result<T, _> = serde_ignored::deserialize(
+        serde_path_to_error::Deserializer::new(value, &mut track),
+        |path| {
+            unknown = unknown
+                .take()
+                .or_else(|| Some(field_path(&path.to_string())))
+        },
+    );
+    let typed = typed.map_err(|e| refuse(track.path().to_string(), e.to_string()))?;
+    // A misspelt `podSelector` would select every pod. The API server refuses such fields too (`kubectl --validate=strict`,
+    // its default). Pods have many fields that are nothing to us, and other versions of Kubernetes more of them.
+    if let Some(field) = unknown.filter(|field| kind == POLICY && field.starts_with("spec")) {
+        return Err(refuse(
+            field,
+            "there is no such field in networking.k8s.io/v1: correct its name or its place".into(),
+        ));
+    }
+    convert(typed).map_err(|refusal| refuse(refusal.field, refusal.reason))
 }
+
+/// `spec.?.ingress.?.0.form` as `spec.ingress[0].form`.
+fn field_path(path: &str) -> String {
+    let mut written = String::new();
+    for part in path.split('.').filter(|part| *part != "?") {
+        if part.parse::<usize>().is_ok() {
+            written.push_str(&format!("[{part}]"));
+        } else {
+            if !written.is_empty() {
+                written.push('.');
+            }
+            written.push_str(part);
+        }
+    }
+    written
+}
+
+/// The kind whose unknown fields are refused.
+const POLICY: &str = "NetworkPolicy";
 
 #[cfg(test)]
 mod tests {
@@ -343,6 +376,28 @@ spec:
                 .starts_with("spec.ingress[0].from[0].podSelector.matchLabels"),
             "{refusal:?}"
         );
+    }
+
+    #[test]
+    fn an_unknown_field_of_a_policy_names_its_place() {
+        let refusal = |spec: &str| {
+            let text = format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p}}, spec: {spec}}}"
+            );
+            let mut definitions = read(Notation::Yaml, &text).expect("valid YAML");
+            definitions.remove(0).outcome.map(drop)
+        };
+        let field = |spec| refusal(spec).expect_err("refused").field;
+        assert_eq!(field("{podSelektor: {}}"), "spec.podSelektor");
+        assert_eq!(
+            field("{podSelector: {}, ingress: [{form: []}]}"),
+            "spec.ingress[0].form"
+        );
+        assert_eq!(
+            field("{podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, excpet: []}}]}]}"),
+            "spec.egress[0].to[0].ipBlock.excpet"
+        );
+        assert_eq!(refusal("{podSelector: {}, ingress: [{from: []}]}"), Ok(()));
     }
 
     #[test]
