@@ -1,24 +1,30 @@
 //! The real agent, as a child process in the lab's node.
 
+mod error;
+mod site;
+
 use std::{
-    env, fmt,
+    fmt,
     fs::{self, File},
     io,
-    os::{fd::OwnedFd, unix::process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, ExitStatus, Stdio},
     str::FromStr,
     thread,
     time::{Duration, Instant},
 };
 
 use nix::{
-    sys::signal::{SigSet, Signal, kill},
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 
-use crate::lab::{self, Lab, LabError, NODE_NAME};
+pub use error::AgentError;
+
+use crate::lab::{Lab, NODE_NAME};
+use site::Site;
 
 /// Names the agent's binary, for a test of a binary that lies elsewhere.
 pub const BINARY_VARIABLE: &str = "NETPOL_AGENT_BIN";
@@ -61,72 +67,11 @@ impl FromStr for Hook {
     }
 }
 
-/// Why the agent does not do what the lab wants of it.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// There is no binary.
-    #[error(
-        "found no netpol-agent binary (looked at {tried}): build it with `cargo build -p netpol-agent`, or name it in \
-         {BINARY_VARIABLE}"
-    )]
-    NoBinary {
-        /// The paths that were tried.
-        tried: String,
-    },
-    /// The lab could not help.
-    #[error(transparent)]
-    Lab(#[from] LabError),
-    /// It could not be started, or not be spoken to.
-    #[error("cannot {what}: {error}")]
-    Io {
-        /// What was tried, as the rest of "cannot ...".
-        what: String,
-        /// The kernel's answer.
-        error: io::Error,
-    },
-    /// It ended although nobody asked it to.
-    #[error("the agent ended by itself ({status}); its last words:\n{log}")]
-    Ended {
-        /// How.
-        status: ExitStatus,
-        /// The end of its log.
-        log: String,
-    },
-    /// One of its commands failed.
-    #[error(
-        "`netpol-agent {command}` failed ({status}): {output}\nthe agent's log ends with:\n{log}"
-    )]
-    Command {
-        /// The command.
-        command: String,
-        /// How it ended.
-        status: ExitStatus,
-        /// What it said.
-        output: String,
-        /// The end of the agent's log.
-        log: String,
-    },
-    /// `status -o json` is no JSON.
-    #[error("`netpol-agent status -o json` printed no JSON: {0}")]
-    Status(String),
-}
-
 /// A running agent. Ended on drop; what it pinned stays until the lab goes.
 pub struct Agent {
     /// `None` once it was stopped.
     child: Option<Child>,
     site: Site,
-}
-
-/// What every command of the agent needs to know.
-struct Site {
-    binary: PathBuf,
-    namespace: OwnedFd,
-    directory: PathBuf,
-    manifests: PathBuf,
-    run_dir: PathBuf,
-    bpf_dir: PathBuf,
-    log: PathBuf,
 }
 
 impl Agent {
@@ -311,119 +256,4 @@ fn send(child: &Child, signal: Signal) {
         // It is our child and not yet waited for, so the id is still its own.
         let _ = kill(Pid::from_raw(pid), signal);
     }
-}
-
-impl Site {
-    fn new(lab: &Lab) -> Result<Self, AgentError> {
-        Ok(Self {
-            binary: find_binary()?,
-            namespace: lab.node().namespace.open()?.into(),
-            directory: lab.run_dir().path().to_owned(),
-            manifests: lab.run_dir().manifests(),
-            run_dir: lab.run_dir().agent(),
-            bpf_dir: lab.run_dir().bpf(),
-            log: lab.run_dir().agent_log(),
-        })
-    }
-
-    /// The agent's binary, to be started in the node's namespace.
-    fn command(&self) -> Result<Command, AgentError> {
-        let namespace = self.namespace.try_clone().map_err(|error| AgentError::Io {
-            what: "enter the node's namespace".to_owned(),
-            error,
-        })?;
-        let mut command = Command::new(&self.binary);
-        // SAFETY: between `fork` and `exec` it makes two system calls, `setns` and `rt_sigprocmask` (the lab's program
-        // blocks signals, and the child would inherit that), and allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                lab::enter(&namespace)?;
-                SigSet::empty().thread_set_mask()?;
-                Ok(())
-            });
-        }
-        Ok(command)
-    }
-
-    /// A command of the agent, not yet started; its last argument is an option that takes this directory.
-    fn command_of(&self, arguments: &[&str], directory: &Path) -> Result<Command, AgentError> {
-        let mut command = self.command()?;
-        command.args(arguments).arg(directory).stdin(Stdio::null());
-        Ok(command)
-    }
-
-    /// Asks the running agent and returns the answer. The last argument is the option of its directory.
-    fn ask(&self, arguments: &[&str]) -> Result<String, AgentError> {
-        let command = self.command_of(arguments, &self.run_dir)?;
-        self.finish(arguments, command)
-    }
-
-    /// Runs a command to its end and returns what it printed.
-    fn finish(&self, arguments: &[&str], mut command: Command) -> Result<String, AgentError> {
-        let output = command.output().map_err(|error| AgentError::Io {
-            what: format!("run {}", self.binary.display()),
-            error,
-        })?;
-        self.judge(arguments, output)
-    }
-
-    fn judge(&self, arguments: &[&str], output: Output) -> Result<String, AgentError> {
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            return Ok(stdout);
-        }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        Err(AgentError::Command {
-            command: arguments.join(" "),
-            status: output.status,
-            output: format!("{}{}", stdout.trim_end(), stderr.trim_end()),
-            log: self.log_end(),
-        })
-    }
-
-    fn log_end(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-}
-
-/// The binary that [`BINARY_VARIABLE`] names, or the one beside this program, or the workspace's own.
-fn find_binary() -> Result<PathBuf, AgentError> {
-    if let Some(path) = env::var_os(BINARY_VARIABLE) {
-        return Ok(path.into());
-    }
-    let mut directories = Vec::new();
-    if let Ok(program) = env::current_exe() {
-        // target/debug/netpol-lab, or target/debug/deps/a-test
-        directories.extend(program.ancestors().skip(1).take(2).map(Path::to_owned));
-    }
-    let profiles = if cfg!(debug_assertions) {
-        ["debug", "release"]
-    } else {
-        ["release", "debug"]
-    };
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    for target in env::var_os("CARGO_TARGET_DIR")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain([workspace])
-    {
-        directories.extend(profiles.map(|profile| target.join(profile)));
-    }
-    let candidates: Vec<PathBuf> = directories
-        .iter()
-        .map(|directory| directory.join("netpol-agent"))
-        .collect();
-    candidates
-        .iter()
-        .find(|path| path.is_file())
-        .cloned()
-        .ok_or_else(|| AgentError::NoBinary {
-            tried: candidates
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
 }

@@ -4,9 +4,9 @@
 //! - [`lab`]: that world as network namespaces with servers and probers
 //! - [`table`]: who reaches whom, as text, matrix and difference
 //! - [`agent`]: the real agent as a child process on the lab's node
-//! - [`bench`]: what the datapath costs
+//! - [`mod@bench`]: what the datapath costs
 //! - [`kernel`]: the programs, fed with single packets
-//! - [`reference`]: the table that the naive evaluator expects
+//! - [`mod@reference`]: the table that the naive evaluator expects
 //! - [`scenario`]: directories with a world, its policies and the expected tables
 
 pub mod agent;

@@ -1,6 +1,7 @@
 //! The world as manifests: files of Kubernetes objects, of which the lab understands Pods and its own `Host` documents
 //! and passes everything else through as it was written.
 
+mod file;
 mod pod;
 
 use std::{
@@ -11,7 +12,10 @@ use std::{
 
 use serde_json::{Value, json};
 
+pub use file::is_manifest;
 pub use pod::{HostManifest, Placement, PodManifest};
+
+use file::documents;
 
 use crate::{
     lab::LabError,
@@ -398,155 +402,9 @@ impl World {
     }
 }
 
-/// Whether a file is a manifest by its name. Hidden files are not.
-pub fn is_manifest(path: &Path) -> bool {
-    let hidden = path
-        .file_name()
-        .is_none_or(|name| name.to_string_lossy().starts_with('.'));
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
-}
-
 fn items(value: &Value) -> Option<&Vec<Value>> {
     (value["kind"] == "List").then(|| value["items"].as_array())?
 }
 
-fn documents(file: &str, text: &str) -> Vec<Document> {
-    let parse = |text: String| {
-        let blank = text
-            .lines()
-            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
-        let parsed = if file.ends_with(".json") {
-            serde_json::from_str(&text).map_err(|error| error.to_string())
-        } else {
-            serde_saphyr::from_str::<Value>(&text).map_err(|error| error.to_string())
-        };
-        let body = match parsed {
-            _ if blank => Body::Blank,
-            Ok(value) => Body::Object(value),
-            Err(error) => Body::Broken(error),
-        };
-        Document {
-            file: file.to_owned(),
-            text: Some(text),
-            body,
-        }
-    };
-    if file.ends_with(".json") {
-        return vec![parse(text.to_owned())];
-    }
-    split(text).into_iter().map(parse).collect()
-}
-
-/// Splits at the lines `---`.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    for line in text.lines() {
-        let content = match line.strip_prefix("---") {
-            Some(rest) if rest.is_empty() || rest.starts_with([' ', '\t']) => {
-                if parts.last().is_some_and(|part| !part.trim().is_empty()) {
-                    parts.push(String::new());
-                }
-                rest.trim_start()
-            }
-            _ => line,
-        };
-        if let Some(part) = parts.last_mut()
-            && !(content.is_empty() && part.is_empty())
-        {
-            part.push_str(content);
-            part.push('\n');
-        }
-    }
-    parts
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WORLD: &str = "\
-# the world
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: prod}
----
-apiVersion: v1
-kind: List
-items:
-- {apiVersion: v1, kind: Pod, metadata: {namespace: prod, name: web}, spec: {containers: [{name: c, ports: [{containerPort: 80}]}]}}
-- {apiVersion: v1, kind: Service, metadata: {namespace: prod, name: web}}
---- # another
-kind: NetworkPolicy
-metadata: {name: p}
-spec: {podSelector: {}}   # kept as written
-";
-
-    fn placement(_: &PodManifest) -> Option<Placement> {
-        Some(Placement {
-            node: "node".to_owned(),
-            host_addresses: Vec::new(),
-            addresses: vec!["10.244.1.2".parse().expect("an address")],
-        })
-    }
-
-    #[test]
-    fn only_pods_are_rewritten() {
-        let world = World::parse(WORLD);
-        assert!(world.problems().is_empty());
-        let text = &world.materialise(placement)["world.yaml"];
-        assert!(
-            text.contains("spec: {podSelector: {}}   # kept as written"),
-            "{text}"
-        );
-        let again = World::parse(text);
-        let pod = again
-            .get(&DocumentId::pod("prod", "web"))
-            .expect("the pod is there");
-        assert_eq!(pod["spec"]["nodeName"], "node");
-        assert_eq!(pod["status"]["podIPs"], json!([{"ip": "10.244.1.2"}]));
-        assert_eq!(pod["status"]["phase"], "Running");
-        assert!(again.get(&DocumentId::policy("default", "p")).is_some());
-        assert!(
-            again
-                .get(&DocumentId::new("Service", "prod", "web"))
-                .is_some()
-        );
-    }
-
-    #[test]
-    fn documents_are_edited_by_name_even_in_lists() {
-        let mut world = World::parse(WORLD);
-        let web = DocumentId::pod("prod", "web");
-        world
-            .label(&web, &[("app", Some("web"))])
-            .expect("it is there");
-        assert_eq!(
-            world.get(&web).expect("still")["metadata"]["labels"]["app"],
-            "web"
-        );
-        world.label(&web, &[("app", None)]).expect("it is there");
-        assert_eq!(
-            world.get(&web).expect("still")["metadata"]["labels"],
-            json!({})
-        );
-        world.apply("kind: Namespace\nmetadata: {name: prod, labels: {env: live}}\n");
-        assert_eq!(world.ids("Namespace").len(), 1);
-        world.remove(&web).expect("it is there");
-        assert!(world.pods().is_empty());
-        assert!(world.remove(&web).is_err());
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_passed_on() {
-        let mut world = World::parse(
-            "kind: [\n---\nkind: Pod\nmetadata: {}\n---\nkind: Namespace\nmetadata: {name: a}\n",
-        );
-        let problems: Vec<String> = world.problems().iter().map(ToString::to_string).collect();
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[1].contains("metadata.name"), "{problems:?}");
-        world.overlay_policies(World::parse("kind: NetworkPolicy\nmetadata: {name: p}\n"));
-        assert!(world.materialise(placement)["world.yaml"].starts_with("kind: [\n---\n"));
-    }
-}
+mod tests;
