@@ -132,13 +132,18 @@ impl Agent {
         &self.site.binary
     }
 
-    /// Waits until everything that is in the manifests now is enforced, or the agent has ended.
+    /// Waits until everything that is in the manifests now is enforced. Something that the agent refuses never is.
     pub fn wait(&mut self) -> Result<(), AgentError> {
+        self.wait_for(PATIENCE)
+    }
+
+    /// As [`Agent::wait`], with another patience. Ends at once when the agent has ended.
+    pub fn wait_for(&mut self, patience: Duration) -> Result<(), AgentError> {
         let failed = |error| AgentError::Io {
             what: "run `netpol-agent wait`".to_owned(),
             error,
         };
-        let timeout = format!("{}s", PATIENCE.as_secs());
+        let timeout = format!("{}ms", patience.as_millis());
         let arguments = ["wait", "--timeout", &timeout, "--run-dir"];
         let mut waiting = self
             .site

@@ -24,7 +24,9 @@ pub(super) fn documents(file: &str, text: &str) -> Vec<Document> {
         let parsed = if file.ends_with(".json") {
             serde_json::from_str(&text).map_err(|error| error.to_string())
         } else {
-            serde_saphyr::from_str::<Value>(&text).map_err(|error| error.to_string())
+            // The first line says what and where; a picture of the place follows.
+            serde_saphyr::from_str::<Value>(&text)
+                .map_err(|error| error.to_string().lines().take(1).collect())
         };
         let body = match parsed {
             _ if blank => Body::Blank,

@@ -1,10 +1,15 @@
 //! One session: the table without the agent, the table with it, and then every edit.
 
-use std::{collections::BTreeSet, path::Path, process::ExitCode, time::Instant};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use netpol_tests::{
-    agent::{Agent, Hook},
+    agent::{Agent, AgentError, Hook},
     lab::{Lab, Shape},
     reference,
     table::{Destination, MatrixStyle, Table},
@@ -14,6 +19,9 @@ use crate::{
     events::{Events, Next},
     source::{Source, Stage},
 };
+
+/// How long the agent may take to enforce an edit. What it refuses it never enforces.
+const EDIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs a session to its end.
 pub fn run(
@@ -122,9 +130,17 @@ fn follow(lab: &mut Lab, agent: &mut Agent, source: &Source, shown: &mut Table) 
     lab.replace_world(world)?;
     heading("the manifests have changed")?;
     problems(lab)?;
-    let waited = agent.wait();
-    refusals(agent)?;
-    waited.context("the change is not (wholly) in force")?;
+    let in_force = match agent.wait_for(EDIT_PATIENCE) {
+        Ok(()) => true,
+        Err(AgentError::Command { output, .. }) => {
+            say!("! {output}");
+            false
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if in_force {
+        warnings(agent)?;
+    }
     let now = probe(lab, None)?;
     let changes = shown.differences(&now).as_change();
     if changes.is_empty() {
@@ -137,9 +153,10 @@ fn follow(lab: &mut Lab, agent: &mut Agent, source: &Source, shown: &mut Table) 
         );
         say!("{}", changes.to_string().trim_end());
     }
-    let (expected, _) = reference::table(lab, &destinations(lab, None));
+    // Of what is refused, the last good version is in force, which only the agent knows.
+    let (expected, refused) = reference::table(lab, &destinations(lab, None));
     let wrong = expected.differences(&now);
-    if !wrong.is_empty() {
+    if in_force && refused.is_empty() && lab.world().problems().is_empty() && !wrong.is_empty() {
         say!(
             "The specification says otherwise: {}",
             wrong.to_string().trim_end()
@@ -185,8 +202,8 @@ fn problems(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What the agent cannot use, in its own words.
-fn refusals(agent: &Agent) -> Result<()> {
+/// What the agent does not like, in its own words.
+fn warnings(agent: &Agent) -> Result<()> {
     let Ok(status) = agent.status() else {
         return Ok(());
     };
