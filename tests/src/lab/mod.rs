@@ -5,6 +5,7 @@
 
 mod announce;
 mod connection;
+mod dialogue;
 mod error;
 mod frame;
 mod half_open;
@@ -35,6 +36,7 @@ use nix::{
 use tokio::task::AbortHandle;
 
 pub use connection::{Connection, Side};
+pub use dialogue::Dialogue;
 pub use error::LabError;
 pub use frame::FrameSocket;
 pub use netlink::{Hop, Netlink};

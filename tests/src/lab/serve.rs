@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -84,9 +84,7 @@ pub(super) fn start(
                     tasks.push(spawn_local(serve_tcp(listener, inbox)).abort_handle());
                 }
                 Port::Udp(port) => {
-                    let socket = std::net::UdpSocket::bind(SocketAddr::new(*address, port))?;
-                    socket.set_nonblocking(true)?;
-                    let socket = UdpSocket::from_std(socket)?;
+                    let socket = udp_socket(SocketAddr::new(*address, port))?;
                     let inbox = Arc::clone(inbox);
                     tasks.push(spawn_local(serve_udp(socket, inbox)).abort_handle());
                 }
@@ -109,6 +107,37 @@ fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(1024)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Not alone on its port: a test may hold conversations of its own there.
+fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    large_buffer(&socket)?;
+    as_udp(socket)
+}
+
+/// Room for what arrives while the thread of a socket waits for its turn: no datagram may be lost by the lab itself. Goes
+/// beyond `net.core.rmem_max`, which needs root.
+pub(super) fn large_buffer(socket: &impl AsRawFd) -> io::Result<()> {
+    let bytes: libc::c_int = 16 << 20;
+    // SAFETY: the pointer is to a live integer of the size that is given, which the kernel only reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A raw socket of a protocol, in the family of an address.

@@ -46,7 +46,7 @@ pub struct Counts {
     pub arrived: u64,
     /// Requests whose answer came back.
     pub answered: u64,
-    /// Segments that the client's kernel sent again ([`Load::TcpStream`] only).
+    /// Segments that the client's kernel sent again, a SYN included.
     pub retransmitted: u64,
 }
 
@@ -199,6 +199,7 @@ async fn udp_socket(goal: SocketAddr) -> io::Result<UdpSocket> {
         SocketAddr::V6(_) => [0_u16; 8].into(),
     };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+    serve::large_buffer(&socket)?;
     socket.connect(goal).await?;
     Ok(socket)
 }
@@ -255,7 +256,7 @@ async fn each_anew(
         let request = progress.request();
         let progress = Arc::clone(progress);
         spawn_local(async move {
-            let answer = timeout(PATIENCE, one(goal, load, request)).await;
+            let answer = timeout(PATIENCE, one(goal, load, request, &progress)).await;
             if matches!(answer, Ok(Ok(()))) {
                 progress.answered();
             }
@@ -264,7 +265,12 @@ async fn each_anew(
     Ok(())
 }
 
-async fn one(goal: SocketAddr, load: Load, request: [u8; 16]) -> io::Result<()> {
+async fn one(
+    goal: SocketAddr,
+    load: Load,
+    request: [u8; 16],
+    progress: &Progress,
+) -> io::Result<()> {
     let mut answer = [0; 16];
     if load == Load::UdpFresh {
         let socket = udp_socket(goal).await?;
@@ -273,7 +279,13 @@ async fn one(goal: SocketAddr, load: Load, request: [u8; 16]) -> io::Result<()> 
     } else {
         let mut stream = TcpStream::connect(goal).await?;
         stream.write_all(&request).await?;
-        stream.read_exact(&mut answer).await?;
+        let answered = stream.read_exact(&mut answer).await;
+        // A lost SYN is repeated within the patience: it must not pass for one that was not lost.
+        let retransmitted = retransmissions(&stream)?;
+        progress
+            .retransmitted
+            .fetch_add(retransmitted, Ordering::Relaxed);
+        answered?;
     }
     Ok(())
 }
