@@ -92,12 +92,12 @@ fn start(lab: &Lab, from: &str, to: &str, port: u16, loads: &[Load]) -> anyhow::
     let mut started = Vec::new();
     for load in loads {
         let (port, pause) = match (load, port) {
-            (Load::UdpFlow, CLOSED) => (Port::Udp(CLOSED), 10),
-            (Load::UdpFlow, _) => (Port::Udp(53), 4),
-            (Load::UdpFresh, CLOSED) => (Port::Udp(CLOSED), 20),
-            (Load::UdpFresh, _) => (Port::Udp(53), 12),
-            (Load::TcpStream, port) => (Port::Tcp(port), 4),
-            (Load::TcpConnections, port) => (Port::Tcp(port), 25),
+            (Load::UdpFlow, CLOSED) => (Port::Udp(CLOSED), 5),
+            (Load::UdpFlow, _) => (Port::Udp(53), 3),
+            (Load::UdpFresh, CLOSED) => (Port::Udp(CLOSED), 10),
+            (Load::UdpFresh, _) => (Port::Udp(53), 6),
+            (Load::TcpStream, port) => (Port::Tcp(port), 3),
+            (Load::TcpConnections, port) => (Port::Tcp(port), 15),
         };
         let to = Destination::new(party(to), port);
         for family in Family::ALL {
@@ -190,8 +190,15 @@ fn watches(lab: &Lab) -> anyhow::Result<Vec<(&'static str, Watch)>> {
 fn losses(all: Vec<Named>) -> (Counts, Vec<String>) {
     let mut sum = Counts::default();
     let mut lost = Vec::new();
-    for (name, traffic) in all {
-        let counts = traffic.stop();
+    let stopped: Vec<(String, Counts)> = thread::scope(|scope| {
+        let stopping: Vec<_> = all
+            .into_iter()
+            .map(|(name, traffic)| scope.spawn(move || (name, traffic.stop())))
+            .collect();
+        let stopping = stopping.into_iter();
+        stopping.filter_map(|counts| counts.join().ok()).collect()
+    });
+    for (name, counts) in stopped {
         sum.sent += counts.sent;
         sum.arrived += counts.arrived;
         sum.answered += counts.answered;
@@ -273,7 +280,7 @@ fn flip_under_traffic(shape: Shape, hook: Hook) -> anyhow::Result<()> {
     let mut left = 0;
     for _ in 0..FLIPS {
         if left == 0 {
-            left = dice.pick(&[1, 1, 1, 2, 5, 20]);
+            left = dice.pick(&[1, 1, 1, 1, 2, 2, 5, 20]);
             bursts += 1;
             if dice.once_in(6) {
                 agent.wait()?;
