@@ -6,11 +6,12 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
+    programs::TcContext,
 };
 use aya_log_ebpf::info;
 use netpol_common::{
-    Address, Direction, Endpoint, Flow, FlowKey, FlowRef, Peer, PortKey, PortSetId, Reason,
-    RuleKey, Step, TICK_SHIFT, Tables, Tally, Tick, size,
+    Address, ClassId, Direction, Endpoint, Flow, FlowKey, FlowRef, Packet, Peer, PortKey,
+    PortSetId, Reason, RuleKey, Step, TICK_SHIFT, Tables, Tally, Tick, size,
 };
 
 use crate::frame::Skb;
@@ -160,38 +161,71 @@ impl Tables for Kernel<'_> {
         }
         let context = self.0.context();
         match step {
-            Step::Parsed(direction, packet) => info!(
-                context,
-                "if {} {}: protocol {} {:i} port {} -> {:i} port {} tcp flags {:x}",
-                interface,
-                direction as u8,
-                packet.protocol,
-                packet.source.0,
-                packet.source_port,
-                packet.destination.0,
-                packet.destination_port,
-                packet.tcp_flags
-            ),
-            Step::Known(origin, then, now) => info!(
-                context,
-                "if {}: known flow, opened {}, allowed in epoch {}, now {}",
-                interface,
-                origin as u8,
-                then,
-                now
-            ),
-            Step::Judged(origin, class, set) => info!(
-                context,
-                "if {}: judged in direction {}, class {:x}, port set {:x}",
-                interface,
-                origin as u8,
-                class,
-                set
-            ),
-            Step::Verdict(direction, reason) => info!(
-                context,
-                "if {} {}: verdict {}", interface, direction as u8, reason as u8
-            ),
+            // A copy, made only here: the address of the packet itself would keep it in memory on the fast path.
+            Step::Parsed(direction, packet) => {
+                let copy = *packet;
+                log_parsed(context, interface, direction, &copy);
+            }
+            Step::Known(origin, then, now) => log_known(context, interface, origin, then, now),
+            Step::Judged(origin, class, set) => log_judged(context, interface, origin, class, set),
+            Step::Verdict(direction, reason) => log_verdict(context, interface, direction, reason),
         }
     }
+}
+
+// Each record is written by a function of its own: what it needs of the stack does not add up to more than the 512 bytes
+// that the verifier gives to a program and its callees together (MAX_BPF_STACK in include/linux/filter.h).
+
+#[inline(never)]
+fn log_parsed(context: &TcContext, interface: u32, direction: Direction, packet: &Packet) {
+    info!(
+        context,
+        "if {} {}: protocol {} {:i} port {} -> {:i} port {} tcp flags {:x}",
+        interface,
+        direction as u8,
+        packet.protocol,
+        packet.source.0,
+        packet.source_port,
+        packet.destination.0,
+        packet.destination_port,
+        packet.tcp_flags
+    );
+}
+
+#[inline(never)]
+fn log_known(context: &TcContext, interface: u32, origin: Direction, then: u32, now: u32) {
+    info!(
+        context,
+        "if {}: known flow, opened {}, allowed in epoch {}, now {}",
+        interface,
+        origin as u8,
+        then,
+        now
+    );
+}
+
+#[inline(never)]
+fn log_judged(
+    context: &TcContext,
+    interface: u32,
+    origin: Direction,
+    class: ClassId,
+    set: PortSetId,
+) {
+    info!(
+        context,
+        "if {}: judged in direction {}, class {:x}, port set {:x}",
+        interface,
+        origin as u8,
+        class,
+        set
+    );
+}
+
+#[inline(never)]
+fn log_verdict(context: &TcContext, interface: u32, direction: Direction, reason: Reason) {
+    info!(
+        context,
+        "if {} {}: verdict {}", interface, direction as u8, reason as u8
+    );
 }
