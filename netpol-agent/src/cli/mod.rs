@@ -10,7 +10,7 @@ mod wait;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::{dataplane::HookChoice, policy::object::ObjectKey};
 
@@ -90,7 +90,7 @@ struct RunArgs {
     #[arg(long, env = "NETPOL_MANIFESTS", value_name = "DIR")]
     manifests: PathBuf,
     /// Name of this node: pods whose spec.nodeName is NODE are enforced
-    #[arg(long, env = "NODE_NAME", value_name = "NODE")]
+    #[arg(long, env = "NODE_NAME", value_name = "NODE", value_parser = NonEmptyStringValueParser::new())]
     node_name: String,
     #[command(flatten)]
     run_dir: RunDir,
