@@ -233,10 +233,9 @@ pub(super) fn detach(pins: &Pins, pin: LinkPin) -> Result<(), Error> {
 
 /// The name of a device of this network namespace.
 pub(super) fn name_of(interface: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(interface)
-        .ok()?
-        .into_string()
-        .ok()
+    let name = nix::net::if_::if_indextoname(interface).ok()?;
+    // nix 0.31 takes the null pointer that means "no such device" for success, and gives an empty name.
+    name.into_string().ok().filter(|name| !name.is_empty())
 }
 
 /// Whether the device of a pinned link or filter is still there.
