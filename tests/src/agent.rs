@@ -1,6 +1,8 @@
 //! The real agent, as a child process in the lab's node.
 
+mod console;
 mod error;
+pub mod hooks;
 mod site;
 
 use std::{
@@ -21,6 +23,7 @@ use nix::{
 };
 use serde_json::Value;
 
+pub use console::{Begun, Console, Said};
 pub use error::AgentError;
 
 use crate::lab::{Lab, NODE_NAME};
@@ -82,7 +85,20 @@ impl Agent {
 
     /// Starts the agent with more arguments.
     pub fn start_with(lab: &Lab, hook: Hook, arguments: &[&str]) -> Result<Self, AgentError> {
-        let site = Site::new(lab)?;
+        Self::start_at(lab, &lab.manifests(), hook, arguments)
+    }
+
+    /// Starts the agent with another directory of manifests than the lab's own.
+    pub fn start_at(
+        lab: &Lab,
+        manifests: &Path,
+        hook: Hook,
+        arguments: &[&str],
+    ) -> Result<Self, AgentError> {
+        let site = Site {
+            manifests: manifests.to_owned(),
+            ..Site::new(lab)?
+        };
         let failed = |error| AgentError::Io {
             what: format!("start {}", site.binary.display()),
             error,

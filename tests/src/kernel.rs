@@ -1,6 +1,7 @@
 //! The programs in this kernel, fed with single packets (`BPF_PROG_TEST_RUN`): no network, no agent.
 
 use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -47,6 +48,15 @@ impl Bench {
     ///
     /// If this is not root, or the programs are not built or do not load.
     pub fn new(name: &str) -> anyhow::Result<Self> {
+        Self::with(name, Sizes::default(), HookChoice::Auto)
+    }
+
+    /// As [`Bench::new`], with tables of other sizes, or another kind of hook.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bench::new`].
+    pub fn with(name: &str, sizes: Sizes, hook: HookChoice) -> anyhow::Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "this needs root: it loads programs into the kernel"
@@ -61,11 +71,57 @@ impl Bench {
         )));
         let dataplane = Dataplane::open(&dataplane::Options {
             pins: pins.0.clone(),
-            hook: HookChoice::Auto,
-            sizes: Sizes::default(),
+            hook,
+            sizes,
             trace: false,
         })?;
         Ok(Self { dataplane, pins })
+    }
+
+    /// Opens the pinned tables a second time, as the next agent does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dataplane::open`].
+    pub fn open_again(&self, hook: HookChoice) -> Result<Dataplane, dataplane::Error> {
+        Dataplane::open(&dataplane::Options {
+            pins: self.pins.0.clone(),
+            hook,
+            sizes: Sizes::default(),
+            trace: false,
+        })
+    }
+
+    /// Makes a table read-only for all user space (`BPF_MAP_FREEZE`), for ever: whoever writes to it nevertheless fails.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn freeze(&self, table: &str) -> anyhow::Result<()> {
+        const BPF_MAP_FREEZE: libc::c_int = 22;
+        let map = MapData::from_pin(self.pin(table))?;
+        // union bpf_attr (include/uapi/linux/bpf.h): for this command it is the descriptor alone.
+        let attr = [map.fd().as_fd().as_raw_fd()];
+        // SAFETY: the kernel reads no more than the size says, and writes nothing.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_FREEZE,
+                attr.as_ptr(),
+                size_of_val(&attr),
+            )
+        };
+        ensure!(
+            result == 0,
+            "cannot freeze {table}: {}",
+            std::io::Error::last_os_error()
+        );
+        Ok(())
+    }
+
+    /// The pin of a table.
+    pub fn pin(&self, table: &str) -> PathBuf {
+        self.directory().join(table)
     }
 
     /// The directory of its pins.

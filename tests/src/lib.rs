@@ -8,6 +8,7 @@
 //! - [`kernel`]: the programs, fed with single packets
 //! - [`mod@reference`]: the table that the naive evaluator expects
 //! - [`scenario`]: directories with a world, its policies and the expected tables
+//! - [`story`]: what tests of the agent's contract share
 
 pub mod agent;
 pub mod bench;
@@ -16,4 +17,5 @@ pub mod lab;
 pub mod manifests;
 pub mod reference;
 pub mod scenario;
+pub mod story;
 pub mod table;

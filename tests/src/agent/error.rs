@@ -50,6 +50,9 @@ pub enum AgentError {
         /// The end of the agent's log.
         log: String,
     },
+    /// One of its commands does not end.
+    #[error("`netpol-agent {0}` did not end, and was killed")]
+    Endless(String),
     /// `status -o json` is no JSON.
     #[error("`netpol-agent status -o json` printed no JSON: {0}")]
     Status(String),

@@ -9,6 +9,7 @@ mod dialogue;
 mod error;
 mod frame;
 mod half_open;
+mod knock;
 mod netlink;
 mod netns;
 mod probe;
@@ -168,6 +169,14 @@ impl Lab {
             .copied()
             .find(|address| Family::of(*address) == family)
             .ok_or_else(|| LabError::NoAddress(party.clone(), family))
+    }
+
+    /// The index of the device on the far side of a party's `eth0`: for a pod, the host side of its veth.
+    pub fn device(&self, party: &Party) -> Result<u32, LabError> {
+        match self.parties.get(party).map(|seat| &seat.place) {
+            Some(Place::Own { cable, .. }) => Ok(cable.device()),
+            _ => Err(LabError::NoSuchParty(party.clone())),
+        }
     }
 
     /// What arrived at a pod or host.

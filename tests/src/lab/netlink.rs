@@ -14,6 +14,7 @@ use netlink_packet_route::{
     link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
     neighbour::NeighbourState,
     route::{RouteScope, RouteType},
+    tc::TcHandle,
 };
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
@@ -60,6 +61,25 @@ impl Netlink {
         found
             .map(|link| link.header.index)
             .ok_or_else(|| failed(rtnetlink::Error::RequestFailed))
+    }
+
+    /// The name of an interface.
+    pub async fn name(&self, index: u32) -> Result<String, LabError> {
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = links
+            .try_next()
+            .await
+            .map_err(|error| LabError::netlink(format!("find interface {index}"), error))?;
+        link.into_iter()
+            .flat_map(|link| link.attributes)
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            })
+            .ok_or_else(|| {
+                let error = io::Error::from(io::ErrorKind::NotFound);
+                LabError::io(format!("find the name of interface {index}"), error)
+            })
     }
 
     /// The MAC address of an interface.
@@ -198,6 +218,51 @@ impl Netlink {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Err(LabError::io(what, io::Error::from(io::ErrorKind::TimedOut)))
+    }
+
+    /// Takes an address away from an interface; of IPv4, the kernel takes the interface's routes too.
+    pub async fn remove_address(&self, index: u32, address: IpNet) -> Result<(), LabError> {
+        let what = format!("remove address {address}");
+        // The kernel deletes exactly the address whose message it gave out.
+        let mut addresses = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .set_address_filter(address.addr())
+            .execute();
+        let found = addresses
+            .try_next()
+            .await
+            .map_err(|error| LabError::netlink(what.clone(), error))?
+            .ok_or_else(|| LabError::io(what.clone(), io::Error::from(io::ErrorKind::NotFound)))?;
+        self.handle
+            .address()
+            .del(found)
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(what, error))
+    }
+
+    /// How many clsact filters an interface has at ingress and at egress.
+    pub async fn filters(&self, index: u32) -> Result<[usize; 2], LabError> {
+        let failed = |error| LabError::netlink(format!("list the filters of {index}"), error);
+        let device = i32::try_from(index).unwrap_or(i32::MAX);
+        let mut counts = [0; 2];
+        for (egress, count) in [false, true].into_iter().zip(&mut counts) {
+            let request = self.handle.traffic_filter(device).get();
+            let request = if egress {
+                request.egress()
+            } else {
+                request.ingress()
+            };
+            let mut filters = std::pin::pin!(request.execute());
+            while let Some(filter) = filters.try_next().await.map_err(failed)? {
+                // Each priority has a message of its own, whose handle is 0.
+                *count += usize::from(filter.header.handle != TcHandle::default());
+            }
+        }
+        Ok(counts)
     }
 
     /// Adds a route.

@@ -73,6 +73,12 @@ impl NetNs {
         path_of(&self.name)
     }
 
+    /// Takes the name away now. The namespace lives on in its threads and processes, as one that a runtime made without a
+    /// name.
+    pub fn unname(&self) {
+        remove(&self.name);
+    }
+
     /// A second handle that does not remove the name.
     pub fn open(&self) -> Result<File, LabError> {
         self.file

@@ -147,6 +147,13 @@ pub(super) struct Cable {
     device: u32,
 }
 
+impl Cable {
+    /// The index of the device on the far side.
+    pub const fn device(self) -> u32 {
+        self.device
+    }
+}
+
 impl Backbone {
     pub fn build(prefix: &str, shape: Shape) -> Result<Self, LabError> {
         let node = Station::create(format!("{prefix}node"))?;
@@ -232,8 +239,10 @@ impl Backbone {
             eth0,
             addresses.iter().copied().map(with_subnet).collect(),
             routers
+                .into_iter()
+                .filter(|router| addresses.iter().any(|a| a.is_ipv4() == router.is_ipv4()))
                 .map(|router| (everything(router), Hop::Via(router)))
-                .into(),
+                .collect(),
         )?;
         announce::announce(station, eth0, addresses)
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     manifests::{DocumentId, Placement, PodManifest, World},
-    table::{Party, Port},
+    table::{Family, Party, Port},
 };
 
 /// Which addresses a restarted pod has.
@@ -64,7 +64,10 @@ impl Addresses {
             }
         };
         self.pods.insert(pod.key.clone(), (node, index));
-        pod_addresses(node, index).into()
+        pod_addresses(node, index)
+            .into_iter()
+            .filter(|address| pod.family.is_none_or(|only| Family::of(*address) == only))
+            .collect()
     }
 
     fn forget(&mut self, key: &ObjectKey) {

@@ -22,6 +22,8 @@ pub struct PodManifest {
     pub ports: Vec<Port>,
     /// Annotation `lab.netpol-agent/address-index`: the last part of its addresses, for a test that gives an address away.
     pub address_index: Option<u16>,
+    /// Annotation `lab.netpol-agent/family`, `IPv4` or `IPv6`: the only family that it has an address of.
+    pub family: Option<Family>,
 }
 
 /// A host outside the cluster.
@@ -72,7 +74,9 @@ impl PodManifest {
         }
         ports.sort_unstable();
         ports.dedup();
-        let index = &value["metadata"]["annotations"]["lab.netpol-agent/address-index"];
+        let annotations = &value["metadata"]["annotations"];
+        let index = &annotations["lab.netpol-agent/address-index"];
+        let only = annotations["lab.netpol-agent/family"].as_str();
         Ok(Some(Self {
             node: spec["nodeName"].as_str().map(str::to_owned),
             host_network: spec["hostNetwork"] == true,
@@ -80,6 +84,9 @@ impl PodManifest {
                 || value["status"]["phase"] == "Failed",
             ports,
             address_index: index.as_str().and_then(|index| index.parse().ok()),
+            family: Family::ALL
+                .into_iter()
+                .find(|family| Some(family.to_string().as_str()) == only),
             key,
         }))
     }

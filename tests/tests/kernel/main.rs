@@ -3,6 +3,15 @@
 //! One program, so that it is linked once; built with the feature `kernel`, so that a plain `cargo test` needs no root.
 //! `cargo xtask test` runs it; `cargo xtask test --only NAME` a part of it.
 
+mod agent_cleanup;
+mod agent_interfaces;
+mod agent_manifests;
+mod agent_refusals;
+mod agent_return;
+mod agent_status;
+mod agent_wait;
+mod dataplane_links;
+mod dataplane_tables;
 mod judge;
 mod lab_agent;
 mod lab_cleanup;
