@@ -217,14 +217,17 @@ fn ipv4<F: Frame>(frame: &F, start: &[u8; 34]) -> Parsed {
 /// RFC 8200 sections 3 and 4.
 #[inline(always)]
 fn ipv6<F: Frame>(frame: &F) -> Parsed {
-    let (Some(h), Some(source), Some(destination)) = (
-        frame.load::<8>(ETHERNET),
-        frame.load(ETHERNET + 8),
-        frame.load(ETHERNET + 24),
-    ) else {
+    // One after the other: out of three results that are looked at together the compiler makes reads of stack that was never
+    // written, which older verifiers refuse.
+    let Some(h) = frame.load::<8>(ETHERNET) else {
         return Parsed::Opaque(Reason::Malformed);
     };
-    let (source, destination) = (Address(source), Address(destination));
+    let Some(source) = frame.load(ETHERNET + 8).map(Address) else {
+        return Parsed::Opaque(Reason::Malformed);
+    };
+    let Some(destination) = frame.load(ETHERNET + 24).map(Address) else {
+        return Parsed::Opaque(Reason::Malformed);
+    };
     let payload = u16::from_be_bytes([h[4], h[5]]) as usize;
     // A payload length of 0 is a jumbogram (RFC 2675): on a node that is a GSO packet (BIG TCP).
     let end = if payload == 0 {
