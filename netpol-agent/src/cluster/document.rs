@@ -186,6 +186,16 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
             definition
         });
     }
+    // Taken for absent, it would put the object into another namespace than its writer meant.
+    let namespace = value.pointer("/metadata/namespace");
+    if namespace.is_some_and(|n| !n.is_null() && !n.is_string()) {
+        let reason = "the namespace is not a string: put it in quotes";
+        let mut definition = stray(place, "metadata.namespace", reason);
+        if let Err(refusal) = &mut definition.outcome {
+            refusal.kind = kind.to_owned();
+        }
+        return Some(definition);
+    }
     let Some(key) = key(known, &mut value) else {
         let mut definition = stray(place, "metadata.name", "the object has no name");
         if let Err(refusal) = &mut definition.outcome {
@@ -398,6 +408,25 @@ spec:
             "spec.egress[0].to[0].ipBlock.excpet"
         );
         assert_eq!(refusal("{podSelector: {}, ingress: [{from: []}]}"), Ok(()));
+    }
+
+    #[test]
+    fn a_namespace_that_is_no_string_is_not_taken_for_absent() {
+        for namespace in ["5", "true", "[x]", "{}"] {
+            let text = format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: {namespace}}}}}"
+            );
+            let definitions = read(Notation::Yaml, &text).expect("valid YAML");
+            let refusal = definitions[0].outcome.as_ref().expect_err("refused");
+            assert_eq!(refusal.field, "metadata.namespace");
+            assert_eq!(definitions[0].id, None);
+        }
+        for namespace in ["null", "''", "default", "'5'"] {
+            let text = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: {namespace}}}}}"
+            );
+            assert_eq!(good(&text).len(), 1, "{namespace}");
+        }
     }
 
     #[test]
