@@ -254,26 +254,38 @@ fn trim<T: DeserializeOwned>(
         field,
         reason,
     };
-    let mut unknown = None;
+    let mut unknown: Option<String> = None;
     let mut track = serde_path_to_error::Track::new();
     let typed: Result<T, _> = serde_ignored::deserialize(
         serde_path_to_error::Deserializer::new(value, &mut track),
         |path| {
-            unknown = unknown
-                .take()
-                .or_else(|| Some(field_path(&path.to_string())))
+            if unknown.is_none() {
+                unknown = Some(field_path(&path.to_string())).filter(|f| is_mistake(kind, f));
+            }
         },
     );
     let typed = typed.map_err(|e| refuse(track.path().to_string(), e.to_string()))?;
-    // A misspelt `podSelector` would select every pod. The API server refuses such fields too (`kubectl --validate=strict`,
-    // its default). Pods have many fields that are nothing to us, and other versions of Kubernetes more of them.
-    if let Some(field) = unknown.filter(|field| kind == POLICY && field.starts_with("spec")) {
+    if let Some(field) = unknown {
         return Err(refuse(
             field,
-            "there is no such field in networking.k8s.io/v1: correct its name or its place".into(),
+            "there is no such field: correct its name or its place".into(),
         ));
     }
     convert(typed).map_err(|refusal| refuse(refusal.field, refusal.reason))
+}
+
+/// Whether an unknown field is refused, as the API server does it (`kubectl --validate=strict`, its default).
+///
+/// A misspelt `podSelector`, or `spec` itself, would select every pod; misspelt `labels` of a pod would free it of its
+/// policies, and a misspelt `namespace` makes it somebody else's. What lies deeper may be of another version of
+/// Kubernetes: pods have many fields that are nothing to us, and policies once had a `status`.
+fn is_mistake(kind: &str, field: &str) -> bool {
+    match field.split_once(['.', '[']) {
+        Some(("spec", _)) => kind == POLICY,
+        Some(("metadata", child)) => !child.contains(['.', '[']),
+        Some(_) => false,
+        None => field != "status",
+    }
 }
 
 /// `spec.?.ingress.?.0.form` as `spec.ingress[0].form`.
@@ -292,7 +304,7 @@ fn field_path(path: &str) -> String {
     written
 }
 
-/// The kind whose unknown fields are refused.
+/// The kind whose `spec` may have no unknown fields.
 const POLICY: &str = "NetworkPolicy";
 
 #[cfg(test)]
@@ -408,6 +420,52 @@ spec:
             "spec.egress[0].to[0].ipBlock.excpet"
         );
         assert_eq!(refusal("{podSelector: {}, ingress: [{from: []}]}"), Ok(()));
+    }
+
+    #[test]
+    fn an_unknown_field_of_an_object_or_of_its_metadata_is_refused() {
+        let refused = |kind: &str, rest: &str| {
+            let version = if kind == "NetworkPolicy" {
+                "networking.k8s.io/v1"
+            } else {
+                "v1"
+            };
+            let text = format!("{{apiVersion: {version}, kind: {kind}, {rest}}}");
+            let mut definitions = read(Notation::Yaml, &text).expect("valid YAML");
+            definitions.remove(0).outcome.err().map(|r| r.field)
+        };
+        for (kind, rest, field) in [
+            ("NetworkPolicy", "metadata: {name: p}, Spec: {}", "Spec"),
+            (
+                "NetworkPolicy",
+                "metadata: {name: p, nmaespace: n}",
+                "metadata.nmaespace",
+            ),
+            (
+                "Pod",
+                "metadata: {name: p, lables: {a: b}}, spec: {containers: [], new: 1}",
+                "metadata.lables",
+            ),
+            ("Namespace", "metadata: {name: n}, labels: {a: b}", "labels"),
+        ] {
+            assert_eq!(refused(kind, rest).as_deref(), Some(field));
+        }
+        for (kind, rest) in [
+            (
+                "NetworkPolicy",
+                "metadata: {name: p}, status: {conditions: []}",
+            ),
+            (
+                "NetworkPolicy",
+                "metadata: {name: p, managedFields: [{new: 1}]}",
+            ),
+            (
+                "Pod",
+                "metadata: {name: p}, spec: {containers: [], new: 1}, status: {new: 1}",
+            ),
+        ] {
+            assert_eq!(refused(kind, rest), None);
+        }
     }
 
     #[test]
