@@ -107,7 +107,8 @@ fn flatten(mut value: Value, place: &str, definitions: &mut Vec<Definition>) {
         return;
     }
     let text = |field: &str| value.get(field).and_then(Value::as_str).map(str::to_owned);
-    let (Some(kind), version) = (text("kind"), text("apiVersion")) else {
+    let kind = text("kind").filter(|kind| !kind.is_empty());
+    let (Some(kind), version) = (kind, text("apiVersion")) else {
         definitions.push(stray(
             place,
             "kind",
@@ -162,7 +163,7 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
         "Namespace" => ("v1", Kind::Namespace),
         "Pod" => ("v1", Kind::Pod),
         "NetworkPolicy" => ("networking.k8s.io/v1", Kind::NetworkPolicy),
-        _ => return None,
+        _ => return foreign(kind, version, place),
     };
     if version != group {
         // Other projects have kinds of the same name. An old or forgotten version of ours is a mistake.
@@ -173,7 +174,8 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
             "networking.k8s.io/v1beta1",
             "extensions/v1beta1",
         ];
-        return ours.contains(&version).then(|| {
+        let ours = ours.contains(&version) || version.starts_with("networking.k8s.io/");
+        return ours.then(|| {
             let mut definition = stray(
                 place,
                 "apiVersion",
@@ -218,6 +220,26 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
         id: Some(ObjectId { kind: known, key }),
         outcome,
     })
+}
+
+/// An object of a kind that is not ours: nothing, unless it was meant to be.
+fn foreign(kind: &str, version: &str, place: &str) -> Option<Definition> {
+    let (meant, _) = [
+        ("Namespace", "v1"),
+        ("Pod", "v1"),
+        (POLICY, "networking.k8s.io/v1"),
+    ]
+    .into_iter()
+    .find(|(known, group)| *group == version && known.eq_ignore_ascii_case(kind))?;
+    let mut definition = stray(
+        place,
+        "kind",
+        &format!("there is no such kind, use {meant:?}"),
+    );
+    if let Err(refusal) = &mut definition.outcome {
+        refusal.kind = kind.to_owned();
+    }
+    Some(definition)
 }
 
 /// The key of an object. A manifest without a namespace means `default`, as `kubectl apply` takes it.
@@ -466,6 +488,25 @@ spec:
         ] {
             assert_eq!(refused(kind, rest), None);
         }
+    }
+
+    #[test]
+    fn an_object_that_is_nearly_ours_is_not_ignored() {
+        for (kind, version, field) in [
+            ("networkpolicy", "networking.k8s.io/v1", "kind"),
+            ("''", "networking.k8s.io/v1", "kind"),
+            ("NetworkPolicy", "networking.k8s.io/v2", "apiVersion"),
+            ("pod", "v1", "kind"),
+        ] {
+            let text = format!(
+                "{{apiVersion: {version}, kind: {kind}, metadata: {{name: p}}, spec: {{}}}}"
+            );
+            let definitions = read(Notation::Yaml, &text).expect("valid YAML");
+            let refusal = definitions[0].outcome.as_ref().expect_err("refused");
+            assert_eq!(refusal.field, field, "{text}");
+        }
+        let ingress = "{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: i}}";
+        assert_eq!(read(Notation::Yaml, ingress), Ok(vec![]));
     }
 
     #[test]
