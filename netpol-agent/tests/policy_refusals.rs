@@ -300,6 +300,17 @@ fn bad_policy_types() {
 }
 
 #[test]
+fn more_than_two_policy_types() {
+    refused(
+        json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress", "Ingress"] }),
+        "spec.policyTypes",
+        "more than two",
+    );
+    // The API server does not mind.
+    assert!(policy(json!({ "policyTypes": ["Egress", "Egress"] })).is_ok());
+}
+
+#[test]
 fn rules_that_mean_nothing_are_checked_all_the_same() {
     refused(
         json!({ "podSelector": {}, "policyTypes": ["Ingress"], "egress": [{ "ports": [{ "port": 0 }] }] }),

@@ -70,6 +70,10 @@ impl Types {
                 egress: spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
             });
         }
+        if given.len() > 2 {
+            return Err(Field::new("spec.policyTypes")
+                .fault("has more than two items: name each direction at most once"));
+        }
         let mut types = Self {
             ingress: false,
             egress: false,
