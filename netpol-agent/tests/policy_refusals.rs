@@ -102,6 +102,12 @@ fn an_ipv4_block_in_ipv6_form() {
         "spec.ingress[1].from[1].ipBlock.cidr",
         "write 10.0.0.0/8",
     );
+    // Never the advice to allow all of IPv4.
+    refused(
+        block("::ffff:10.0.0.0/8", json!([])),
+        "spec.ingress[1].from[1].ipBlock.cidr",
+        "write ::/8 if",
+    );
 }
 
 #[test]

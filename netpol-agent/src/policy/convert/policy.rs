@@ -161,7 +161,13 @@ fn prefix(field: &Field, text: &str) -> Result<IpNet, Fault> {
     if let IpNet::V6(six) = net
         && let Some(four) = six.addr().to_ipv4_mapped()
     {
-        let bits = six.prefix_len().saturating_sub(96);
+        let Some(bits) = six.prefix_len().checked_sub(96) else {
+            return Err(field.fault(format!(
+                "{text} is an IPv4 address with the prefix length of an IPv6 block: write {} if that is what you mean, \
+                 or an IPv4 block",
+                six.trunc()
+            )));
+        };
         return Err(field.fault(format!(
             "{text} is an IPv4 block in IPv6 form, which no packet matches: write {four}/{bits}"
         )));
