@@ -383,6 +383,38 @@ fn objects_without_a_name_and_with_bad_labels() {
 }
 
 #[test]
+fn bad_names() {
+    let read = |namespace: &str, name: &str| {
+        let object = json!({ "metadata": { "namespace": namespace, "name": name }, "spec": {} });
+        let policy = convert::policy(&serde_json::from_value(object).expect("a policy"));
+        let pod = pod(
+            json!({ "namespace": namespace, "name": name }),
+            json!({ "containers": [] }),
+            json!({}),
+        );
+        let fields = (
+            policy.err().map(|refusal| refusal.field),
+            pod.err().map(|refusal| refusal.field),
+        );
+        assert_eq!(fields.0, fields.1, "{namespace}/{name}");
+        fields.0
+    };
+    let long = "x".repeat(254);
+    for name in ["A", "a_b", "-a", "a-", "a/b", "..", "a b", &long] {
+        assert_eq!(read("ns", name).as_deref(), Some("metadata.name"));
+    }
+    for namespace in ["Prod", "a.b", "-a", &long[..64]] {
+        assert_eq!(read(namespace, "p").as_deref(), Some("metadata.namespace"));
+        let object = json!({ "metadata": { "name": namespace } });
+        let refusal = convert::namespace(&serde_json::from_value(object).expect("a namespace"));
+        assert_eq!(refusal.expect_err("is refused").field, "metadata.name");
+    }
+    for (namespace, name) in [("", "a.b-1"), ("1", "1"), (&long[..63], &long[..253])] {
+        assert_eq!(read(namespace, name), None);
+    }
+}
+
+#[test]
 fn bad_pods() {
     let name = || json!({ "namespace": "ns", "name": "x" });
     let spec = || json!({ "containers": [] });

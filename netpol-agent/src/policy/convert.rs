@@ -62,13 +62,20 @@ fn key(metadata: &ObjectMeta) -> ObjectKey {
     )
 }
 
-fn check_name(metadata: &ObjectMeta) -> Result<(), Fault> {
+/// `metadata.name`, which there has to be.
+fn name(metadata: &ObjectMeta) -> Result<(Field, &str), Fault> {
+    let field = Field::new("metadata.name");
     match metadata.name.as_deref() {
-        None | Some("") => {
-            Err(Field::new("metadata.name").fault("is missing: give the object a name"))
-        }
-        Some(_) => Ok(()),
+        None | Some("") => Err(field.fault("is missing: give the object a name")),
+        Some(name) => Ok((field, name)),
     }
+}
+
+/// Name and namespace of a namespaced object.
+fn check_key(metadata: &ObjectMeta, key: &ObjectKey) -> Result<(), Fault> {
+    let (field, name) = name(metadata)?;
+    field.object_name(name)?;
+    Field::new("metadata.namespace").namespace_name(&key.namespace)
 }
 
 /// `metadata.labels`, checked.
@@ -86,7 +93,8 @@ fn labels(metadata: &ObjectMeta) -> Result<Labels, Fault> {
 pub fn namespace(object: &core::Namespace) -> Result<Namespace, Refusal> {
     let name = object.metadata.name.clone().unwrap_or_default();
     let read = || -> Result<Labels, Fault> {
-        check_name(&object.metadata)?;
+        let (field, given) = self::name(&object.metadata)?;
+        field.namespace_name(given)?;
         let mut labels = labels(&object.metadata)?;
         labels.insert(NAME_LABEL.to_owned(), name.clone());
         Ok(labels)
@@ -104,7 +112,7 @@ pub fn pod(object: &core::Pod) -> Result<Pod, Refusal> {
 }
 
 fn read_pod(object: &core::Pod, key: &ObjectKey) -> Result<Pod, Fault> {
-    check_name(&object.metadata)?;
+    check_key(&object.metadata, key)?;
     let meta = &object.metadata;
     let spec = object.spec.as_ref();
     let status = object.status.as_ref();

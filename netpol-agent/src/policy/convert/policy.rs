@@ -8,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{Fault, Refusal, check_name, key, selector, syntax::Field};
+use super::{Fault, Refusal, check_key, key, selector, syntax::Field};
 use crate::policy::object::{
     ObjectKey, Policy, PolicyPeer, PolicyPort, PortMatch, Protocol, Rule, Selector,
 };
@@ -20,7 +20,7 @@ pub fn policy(object: &NetworkPolicy) -> Result<Policy, Refusal> {
 }
 
 fn read(object: &NetworkPolicy, key: &ObjectKey) -> Result<Policy, Fault> {
-    check_name(&object.metadata)?;
+    check_key(&object.metadata, key)?;
     let absent = NetworkPolicySpec::default();
     let spec = object.spec.as_ref().unwrap_or(&absent);
     let field = Field::new("spec");

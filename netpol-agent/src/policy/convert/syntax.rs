@@ -66,6 +66,28 @@ impl Field {
         Err(self.fault(format!("{name:?} is not a port name: it {wrong}")))
     }
 
+    /// The name of a pod or a policy.
+    pub(super) fn object_name(&self, name: &str) -> Result<(), Fault> {
+        if is_dns_name(name) {
+            return Ok(());
+        }
+        Err(self.fault(format!(
+            "{name:?} is not a name: use up to 253 lower-case letters, digits, '-' or '.', with a letter or digit at the \
+             ends of each part"
+        )))
+    }
+
+    /// The name of a namespace.
+    pub(super) fn namespace_name(&self, name: &str) -> Result<(), Fault> {
+        if is_dns_name(name) && name.len() <= 63 && !name.contains('.') {
+            return Ok(());
+        }
+        Err(self.fault(format!(
+            "{name:?} is not the name of a namespace: use up to 63 lower-case letters, digits or '-', with a letter or \
+             digit at both ends"
+        )))
+    }
+
     /// A label key: an optional DNS name and '/', then a name.
     pub(super) fn label_key(&self, key: &str) -> Result<(), Fault> {
         let (prefix, name) = match key.split_once('/') {
