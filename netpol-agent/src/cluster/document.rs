@@ -7,7 +7,7 @@ use k8s_openapi::api::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Kind;
+use super::{Kind, json::Unique};
 use crate::policy::{
     convert,
     object::{self, ObjectKey},
@@ -93,7 +93,8 @@ fn yaml(text: &str) -> Result<Vec<Value>, Unusable> {
 
 fn json(text: &str) -> Result<Vec<Value>, Unusable> {
     serde_json::Deserializer::from_str(text)
-        .into_iter::<Value>()
+        .into_iter::<Unique>()
+        .map(|value| value.map(|Unique(value)| value))
         .collect::<Result<_, _>>()
         .map_err(|e| Unusable {
             line: u64::try_from(e.line()).ok(),
@@ -507,6 +508,24 @@ spec:
         }
         let ingress = "{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: i}}";
         assert_eq!(read(Notation::Yaml, ingress), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_key_twice_is_an_error_in_both_notations() {
+        let text = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p"},
+ "spec": {"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{"ports": [{"port": 80}]}],
+ "podSelector": {}}}"#;
+        for notation in [Notation::Yaml, Notation::Json] {
+            let error = read(notation, text).expect_err("a key twice");
+            assert!(error.reason.contains("podSelector"), "{error:?}");
+            assert_eq!(error.line, Some(3), "{error:?}");
+        }
+        let once = text.replace(",\n \"podSelector\": {}", "");
+        assert_eq!(
+            read(Notation::Json, &once),
+            read(Notation::Yaml, &once),
+            "the same objects"
+        );
     }
 
     #[test]

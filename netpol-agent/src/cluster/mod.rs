@@ -6,6 +6,7 @@
 mod catalog;
 mod directory;
 mod document;
+mod json;
 mod watch;
 
 use std::{fmt, future::Future, path::PathBuf};
