@@ -8,7 +8,7 @@ use netpol_agent::{
     policy::Edit,
 };
 use netpol_common::{
-    ALL_PORTS, Direction, Endpoint, Isolation, NO_CLASS, Peer, Reason, RuleKey, judge, tcp,
+    ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, Peer, Reason, RuleKey, judge, tcp,
 };
 
 const INTERFACE: u32 = 7;
@@ -255,6 +255,31 @@ fn a_pod_reaches_itself() {
     let world = World::new(STRICT, STRICT);
     assert_eq!(world.receives(POD, into(tcp::SYN)), Reason::Itself);
     assert_eq!(world.receives(PEER, into(tcp::SYN)), Reason::Denied);
+}
+
+#[test]
+fn the_family_that_a_pod_lacks_is_not_itself() {
+    let mut world = World::new(STRICT, STRICT);
+    for address in [PEER, Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2).into()] {
+        let one_family = |a: IpAddr| {
+            (a.is_ipv4() == address.is_ipv4())
+                .then_some(a)
+                .map_or(Address::NONE, Address::from)
+        };
+        let endpoint = Endpoint {
+            ingress: STRICT,
+            egress: STRICT,
+            ipv4: one_family(POD),
+            ipv6: one_family(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).into()),
+            ..Endpoint::default()
+        };
+        world.0.set_endpoint(INTERFACE, Some(endpoint));
+        // Bridged, so that no router has refused the source.
+        let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into();
+        let nobody = frame(Ipv6Addr::UNSPECIFIED.into(), link_local, DATAGRAM_IN);
+        let nobody = nobody.expect("one family");
+        assert_eq!(world.raw(&nobody, Direction::Ingress, 3), Reason::Denied);
+    }
 }
 
 #[test]

@@ -165,7 +165,8 @@ fn allowed<F: Frame, T: Tables>(
     if peer.is_node() && (matches!(direction, Direction::Egress) || frame.came_in_by() == 0) {
         return Ok(Reason::Node);
     }
-    if *remote == endpoint.ipv4 || *remote == endpoint.ipv6 {
+    // A pod of one family lacks the other address, and `::` on the wire is nobody.
+    if *remote != Address::NONE && (*remote == endpoint.ipv4 || *remote == endpoint.ipv6) {
         return Ok(Reason::Itself);
     }
     // The port of the side to which the flow was opened.
