@@ -190,6 +190,22 @@ fn a_half_closed_connection_goes_on_and_a_closed_one_ends_soon() {
 }
 
 #[test]
+fn the_next_connection_on_the_same_ports_is_not_taken_for_the_one_that_ended() {
+    for end in [tcp::RST, tcp::FIN | tcp::ACK] {
+        let world = World::new(GENEROUS, STRICT);
+        world.at(100).receives(PEER, into(tcp::SYN));
+        world.sends(PEER, out(tcp::SYN | tcp::ACK));
+        world.receives(PEER, into(end));
+        world.sends(PEER, out(end));
+
+        assert_eq!(world.at(105).receives(PEER, into(tcp::SYN)), Reason::Flow);
+        assert_eq!(world.sends(PEER, out(tcp::SYN | tcp::ACK)), Reason::Flow);
+        // The pod speaks first after a rest: it is still answering.
+        assert_eq!(world.at(3600).sends(PEER, out(tcp::ACK)), Reason::Flow);
+    }
+}
+
+#[test]
 fn udp_rests_thirty_seconds_one_way_and_three_minutes_two_way() {
     let world = World::new(STRICT, GENEROUS);
     world.at(100).sends(PEER, DATAGRAM_OUT);

@@ -116,7 +116,11 @@ impl Flow {
     #[inline(always)]
     pub fn advance(mut self, packet: &Packet, direction: Direction, epoch: u32, now: Tick) -> Self {
         let opener = self.origin == direction as u8;
-        if packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        if self.phase >= Phase::OpenerDone as u8 && opener && packet.opens() {
+            // The ports of a connection that has ended carry the next one.
+            self.phase = Phase::Opening as u8;
+        } else if packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0
+        {
             self.phase = if packet.tcp_flags & tcp::RST != 0 {
                 Phase::Closing as u8
             } else if opener {
