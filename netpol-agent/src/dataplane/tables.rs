@@ -118,7 +118,7 @@ impl<T: Write<K, V>, K: Copy + Eq + Hash, V: Pod + PartialEq> Table<T, K, V> {
         })
     }
 
-    /// Writes elements, the same one never twice in a call.
+    /// Removes elements, then writes the others.
     fn write(&mut self, edits: &[(K, Option<V>)]) -> Result<(), Error> {
         let failed = |source| Error::Write {
             table: self.name,
@@ -241,7 +241,7 @@ pub(super) struct EditTables {
     nets: Table<LpmTrie<MapData, Address, Peer>, Prefix<Address>, Peer>,
 }
 
-/// Edits of each table, in order, the last one of an element only.
+/// Edits of each table, in order.
 #[derive(Default)]
 struct Sorted {
     ports: Vec<(Prefix<PortKey>, Option<u8>)>,
@@ -284,6 +284,14 @@ const fn table_of(edit: &Edit) -> u8 {
     }
 }
 
+const fn removes(edit: &Edit) -> bool {
+    match edit {
+        Edit::Port { present, .. } => !*present,
+        Edit::Rule { ports, .. } => ports.is_none(),
+        Edit::Host { peer, .. } | Edit::Net { peer, .. } => peer.is_none(),
+    }
+}
+
 impl EditTables {
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
         Ok(Self {
@@ -296,9 +304,9 @@ impl EditTables {
 
     /// Writes edits in their order; neighbours of the same table go in one batch.
     pub(super) fn write(&mut self, edits: &[Edit]) -> Result<(), Error> {
-        for run in edits.chunk_by(|a, b| table_of(a) == table_of(b)) {
-            let sorted = Sorted::of(run);
-            self.write_sorted(&sorted)?;
+        // A removal and a write never share a batch: what an element is in the end depends on their order.
+        for run in edits.chunk_by(|a, b| table_of(a) == table_of(b) && removes(a) == removes(b)) {
+            self.write_sorted(&Sorted::of(run))?;
         }
         Ok(())
     }
