@@ -182,11 +182,12 @@ impl<S: Source> Agent<S> {
             let timer = self.timer(busy);
             let turn = tokio::select! {
                 biased;
+                // Updates late, because they may never stop coming: every turn takes what has come of them anyway.
                 () = &mut stop => return,
-                update = next(&mut self.source) => Turn::Update(update),
                 Ok(()) = self.discovery.reports.changed() => Turn::Report,
                 () = over(&mut self.grace) => Turn::Grace,
                 Some(asked) = asked.recv() => Turn::Asked(asked),
+                update = next(&mut self.source) => Turn::Update(update),
                 () = timer => Turn::Time,
             };
             match turn {
