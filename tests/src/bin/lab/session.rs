@@ -38,6 +38,8 @@ pub fn run(
     let started = Instant::now();
     let mut lab = Lab::new(shape, first.world.clone())?;
     if lab.parties().is_empty() {
+        // A file that cannot be read may hold them.
+        problems(&lab)?;
         bail!(
             "there is no pod: a directory of manifests needs at least one Pod that declares a port"
         );
