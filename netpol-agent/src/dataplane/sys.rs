@@ -50,6 +50,46 @@ pub(super) fn update_batch<K: Copy, V: Pod>(
         })
 }
 
+/// How many elements a map holds, counted in batches (`BPF_MAP_LOOKUP_BATCH`; hash since 5.6, trie since 5.13).
+///
+/// Going from key to key would begin anew whenever the key at hand is evicted meanwhile, and need not end. A batch goes on from
+/// a bucket. `key` and `value` are the map's sizes in bytes.
+pub(super) fn count(
+    map: BorrowedFd<'_>,
+    key: usize,
+    value: usize,
+    limit: usize,
+) -> io::Result<usize> {
+    const AT_ONCE: usize = 4096;
+    let mut keys = vec![0u8; AT_ONCE * key];
+    let mut values = vec![0u8; AT_ONCE * value.next_multiple_of(8)];
+    // A hash keeps the number of a bucket in it, a trie a key.
+    let mut place = vec![0u8; key.max(8)];
+    let mut count = 0;
+    let mut first = true;
+    while count <= limit {
+        // SAFETY: plain data for which zero is valid.
+        let mut attr: bpf_attr = unsafe { mem::zeroed() };
+        attr.batch.in_batch = if first { 0 } else { place.as_ptr() as u64 };
+        attr.batch.out_batch = place.as_mut_ptr() as u64;
+        attr.batch.keys = keys.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = AT_ONCE as u32;
+        attr.batch.map_fd = map.as_raw_fd() as u32;
+        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+        // SAFETY: the member that was written above; the kernel leaves the number of elements there.
+        let found = unsafe { attr.batch.count } as usize;
+        match result {
+            Ok(_) => count += found,
+            // The end of the map.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(count + found),
+            Err(e) => return Err(e),
+        }
+        first = false;
+    }
+    Ok(count.min(limit))
+}
+
 /// The device on which a TCX link sits: its index, 0 once the device is gone. `None` if it is no TCX link.
 pub(super) fn tcx_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     const BPF_LINK_TYPE_TCX: u32 = 11;

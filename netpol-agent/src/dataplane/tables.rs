@@ -26,7 +26,6 @@ struct Table<T, K, V> {
     name: &'static str,
     map: T,
     fd: OwnedFd,
-    capacity: u32,
     marker: std::marker::PhantomData<(K, V)>,
 }
 
@@ -39,7 +38,6 @@ trait Write<K, V> {
     fn insert(&mut self, key: &K, value: V) -> Result<(), MapError>;
     fn remove(&mut self, key: &K) -> Result<(), MapError>;
     fn entries(&self) -> Result<Vec<(K, V)>, MapError>;
-    fn count(&self) -> Result<usize, MapError>;
 }
 
 impl<K: Pod, V: Pod> Write<K, V> for HashMap<MapData, K, V> {
@@ -58,9 +56,6 @@ impl<K: Pod, V: Pod> Write<K, V> for HashMap<MapData, K, V> {
     }
     fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
         self.iter().collect()
-    }
-    fn count(&self) -> Result<usize, MapError> {
-        count(self.keys())
     }
 }
 
@@ -86,9 +81,6 @@ impl<K: Pod, V: Pod> Write<Prefix<K>, V> for LpmTrie<MapData, K, V> {
             .map(|entry| entry.map(|(key, value)| (<Self as Write<_, V>>::unraw(&key), value)))
             .collect()
     }
-    fn count(&self) -> Result<usize, MapError> {
-        count(self.keys())
-    }
 }
 
 impl<T: Write<K, V>, K: Copy + Eq + Hash, V: Pod + PartialEq> Table<T, K, V> {
@@ -107,13 +99,11 @@ impl<T: Write<K, V>, K: Copy + Eq + Hash, V: Pod + PartialEq> Table<T, K, V> {
             _ => return Err(missing()),
         };
         let fd = data.fd().as_fd().try_clone_to_owned().map_err(read)?;
-        let capacity = data.info().map_err(os_error).map_err(read)?.max_entries();
         let map = T::try_from(map).map_err(os_error).map_err(read)?;
         Ok(Self {
             name,
             map,
             fd,
-            capacity,
             marker: std::marker::PhantomData,
         })
     }
@@ -174,19 +164,6 @@ impl<T: Write<K, V>, K: Copy + Eq + Hash, V: Pod + PartialEq> Table<T, K, V> {
         Ok(self.map.entries().map_err(read)?.into_iter().collect())
     }
 
-    fn fill(&self) -> Result<TableFill, Error> {
-        let read = |error| Error::Read {
-            table: self.name,
-            source: os_error(error),
-        };
-        let entries = self.map.count().map_err(read)?;
-        Ok(TableFill {
-            name: self.name,
-            entries,
-            capacity: self.capacity as usize,
-        })
-    }
-
     /// The elements of `wanted` that the map has not, or has with another value.
     fn missing(&self, wanted: &[(K, Option<V>)]) -> Result<Vec<(K, Option<V>)>, Error> {
         let there = self.entries()?;
@@ -207,30 +184,12 @@ impl<T: Write<K, V>, K: Copy + Eq + Hash, V: Pod + PartialEq> Table<T, K, V> {
     }
 }
 
-/// How many keys there are.
-pub(super) fn count<K>(
-    mut keys: impl Iterator<Item = Result<K, MapError>>,
-) -> Result<usize, MapError> {
-    keys.try_fold(0, |n, key| key.map(|_| n + 1))
-}
-
 fn unsupported(error: &io::Error) -> bool {
     // EINVAL before the command existed, ENOTSUPP (524, not in libc) where the map kind lacks it.
     matches!(
         error.raw_os_error(),
         Some(libc::EINVAL | 524 | libc::EOPNOTSUPP)
     )
-}
-
-/// How full a table is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TableFill {
-    /// The map.
-    pub name: &'static str,
-    /// How many elements it holds.
-    pub entries: usize,
-    /// How many it can hold.
-    pub capacity: usize,
 }
 
 /// The tables that edits change.
@@ -337,14 +296,5 @@ impl EditTables {
         self.hosts.write(&self.hosts.surplus(&wanted.hosts)?)?;
         self.rules.write(&self.rules.surplus(&wanted.rules)?)?;
         self.ports.write(&self.ports.surplus(&wanted.ports)?)
-    }
-
-    pub(super) fn fill(&self) -> Result<Vec<TableFill>, Error> {
-        Ok(vec![
-            self.hosts.fill()?,
-            self.nets.fill()?,
-            self.rules.fill()?,
-            self.ports.fill()?,
-        ])
     }
 }

@@ -22,6 +22,8 @@ use crate::{
 
 /// How long the agent may take to enforce an edit. What it refuses it never enforces.
 const EDIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may take to start and to enforce everything.
+const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a session to its end.
 pub fn run(
@@ -82,14 +84,17 @@ pub fn run(
             lab.replace_world(stage.world.clone())?;
         }
         let started = Instant::now();
-        agent.wait()?;
-        let enforced = started.elapsed();
+        let in_force = enforced(&lab, &mut agent, START_PATIENCE)?;
+        let passed = match in_force {
+            true => format!(
+                "enforced after {:.0} ms",
+                started.elapsed().as_secs_f64() * 1000.0
+            ),
+            false => "not all of it is in force".to_owned(),
+        };
+        good &= in_force;
         let now = probe(&lab, stage.expected.as_ref())?;
-        heading(&format!(
-            "{}: with netpol-agent (enforced after {:.0} ms)",
-            stage.title,
-            enforced.as_secs_f64() * 1000.0
-        ))?;
+        heading(&format!("{}: with netpol-agent ({passed})", stage.title))?;
         say!(
             "{}",
             now.matrix(Some(&shown), MatrixStyle::for_stdout())
@@ -126,20 +131,30 @@ pub fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Waits until everything is in force. What is refused never will be: it is said after a short while, and `false` returned.
+fn enforced(lab: &Lab, agent: &mut Agent, patience: Duration) -> Result<bool> {
+    let (_, refused) = reference::table(lab, &BTreeSet::new());
+    let hopeless = !refused.is_empty() || !lab.world().problems().is_empty();
+    let patience = if hopeless { EDIT_PATIENCE } else { patience };
+    match agent.wait_for(patience) {
+        Ok(()) => Ok(true),
+        Err(AgentError::Command { output, .. }) => {
+            // The agent reads copies of the files; their names are those of the originals.
+            let copies = format!("{}/", lab.manifests().display());
+            say!("! {}", output.replace(&copies, ""));
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Takes an edit over and shows what it changed.
 fn follow(lab: &mut Lab, agent: &mut Agent, source: &Source, shown: &mut Table) -> Result<()> {
     let world = source.reload()?;
     lab.replace_world(world)?;
     heading("the manifests have changed")?;
     problems(lab)?;
-    let in_force = match agent.wait_for(EDIT_PATIENCE) {
-        Ok(()) => true,
-        Err(AgentError::Command { output, .. }) => {
-            say!("! {output}");
-            false
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let in_force = enforced(lab, agent, EDIT_PATIENCE)?;
     if in_force {
         warnings(agent)?;
     }
