@@ -2,12 +2,13 @@
 
 use anyhow::bail;
 
-use super::{CleanupArgs, lock, preflight};
+use super::{CleanupArgs, lock, mounts, preflight};
 use crate::dataplane;
 
 pub(super) fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     preflight::privileges()?;
     let pins = &args.bpf_dir.bpf_dir;
+    mounts::outlive(pins);
     let lock = lock::pins(pins)?;
     let running = match &lock {
         None => {

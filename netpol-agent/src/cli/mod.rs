@@ -3,6 +3,7 @@
 mod cleanup;
 mod client;
 mod lock;
+mod mounts;
 mod preflight;
 mod run;
 mod status;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use super::{LogFormat, RunArgs, lock, preflight};
+use super::{LogFormat, RunArgs, lock, mounts, preflight};
 use crate::{
     agent,
     cluster::Directory,
@@ -15,6 +15,7 @@ use crate::{
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     preflight::check()?;
+    mounts::outlive(&args.bpf_dir.bpf_dir);
     log(args.log_format)?;
     let _run_dir = lock::run_dir(&args.run_dir.run_dir)?;
     let pins = &args.bpf_dir.bpf_dir;

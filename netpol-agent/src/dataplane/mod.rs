@@ -25,6 +25,7 @@ use netpol_common::{Direction, Endpoint, Flow, FlowKey, Reason, Tally, map, size
 pub use self::{
     error::Error,
     links::{HookChoice, HookKind},
+    pins::holds_pins,
     sys::grace,
 };
 use self::{

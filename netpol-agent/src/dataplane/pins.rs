@@ -68,12 +68,7 @@ impl Pins {
             let path = self.root.clone();
             move |source: io::Error| Error::Pins { what, path, source }
         };
-        let existing = self
-            .root
-            .ancestors()
-            .find(|p| p.exists())
-            .unwrap_or(Path::new("/"));
-        if !is_bpf(existing) {
+        if !holds_pins(&self.root) {
             let target = if self.root.starts_with(USUAL) {
                 Path::new(USUAL)
             } else {
@@ -198,6 +193,14 @@ impl Pins {
         }
         Ok(removed)
     }
+}
+
+/// Whether a directory is on a bpf file system, or would be if it were made.
+pub fn holds_pins(directory: &Path) -> bool {
+    directory
+        .ancestors()
+        .find(|p| p.exists())
+        .is_some_and(is_bpf)
 }
 
 fn is_bpf(path: &Path) -> bool {

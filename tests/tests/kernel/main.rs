@@ -6,6 +6,7 @@
 mod agent_cleanup;
 mod agent_interfaces;
 mod agent_manifests;
+mod agent_mounts;
 mod agent_refusals;
 mod agent_return;
 mod agent_status;
