@@ -59,7 +59,7 @@ impl World {
         for (name, text) in files {
             fs::write(path.join(name), text).expect("a file");
         }
-        let source = Directory::open(&path).expect("the directory is there");
+        let source = Directory::open(&path, None).expect("the directory is there");
         Self {
             _root: root,
             path,
@@ -436,7 +436,7 @@ fn make(path: &Path, files: &[(&str, &str)]) {
 #[tokio::test]
 async fn a_directory_that_is_not_there_at_the_start_is_an_error() {
     let root = tempfile::tempdir().expect("a temporary directory");
-    let error = Directory::open(&root.path().join("typo"))
+    let error = Directory::open(&root.path().join("typo"), None)
         .err()
         .expect("an error");
     assert!(error.to_string().contains("typo"), "{error}");

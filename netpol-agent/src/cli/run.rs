@@ -29,7 +29,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if matches!(lock, Some(lock::Pins::Taken)) {
         bail!(taken());
     }
-    let source = Directory::open(&args.manifests)?;
+    let source = Directory::open(&args.manifests, Some(&args.run_dir.run_dir))?;
     let dataplane = Dataplane::open(&dataplane::Options {
         pins: pins.clone(),
         hook: args.hook.into(),

@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use super::{
     Problem, Source, Update,
     catalog::{self, Catalog},
-    document::{self, ObjectId, Unusable},
+    document::{self, Definition, Notation, ObjectId, Unusable},
+    memory::Memory,
     watch::{Happenings, Watch, notation},
 };
+use crate::policy::ObjectChange;
 
 /// How often to look whether the path of the directory still leads to the same one: nothing tells when a link on the way
 /// to it is exchanged.
@@ -48,12 +50,13 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Starts to read and to watch a directory.
+    /// Starts to read and to watch a directory. In `home`, if there is one, the last good text of each file is kept for the
+    /// next start.
     ///
     /// # Errors
     ///
     /// If there is no such directory.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: &Path, home: Option<&Path>) -> Result<Self, Error> {
         let failed = |source| Error::Directory {
             path: path.to_owned(),
             source,
@@ -63,6 +66,7 @@ impl Directory {
         let happenings = Arc::new(Happenings::default());
         let (send, updates) = mpsc::channel(8);
         let reader = Reader {
+            memory: home.and_then(|home| Memory::open(home, &path)),
             directory: path.clone(),
             happenings: Arc::clone(&happenings),
             updates: send,
@@ -106,6 +110,7 @@ impl Drop for Directory {
 /// The thread that reads.
 struct Reader {
     directory: PathBuf,
+    memory: Option<Memory>,
     happenings: Arc<Happenings>,
     updates: mpsc::Sender<Update>,
     watch: Option<Watch>,
@@ -118,6 +123,8 @@ struct Reader {
 /// What one reading found.
 #[derive(Default)]
 struct Findings {
+    /// Changes that came before those of the objects that were touched.
+    before: Vec<ObjectChange>,
     touched: BTreeSet<ObjectId>,
     /// Something was read that was not known, even if no object changed.
     news: bool,
@@ -160,7 +167,8 @@ impl Reader {
             self.complete |= first;
             // What could not be read is read again.
             everything = self.complaint.is_some();
-            let changes = self.catalog.changes(&found.touched);
+            let mut changes = found.before;
+            changes.append(&mut self.catalog.changes(&found.touched));
             let asked = work.ticket > covers;
             if changes.is_empty() && !found.news && !asked && !first && complaint == self.complaint
             {
@@ -228,7 +236,34 @@ impl Reader {
             .filter(|file| !names.contains(*file) && !busy.contains(*file))
         {
             found.news = true;
-            found.touched.append(&mut self.catalog.remove(file));
+            self.remove(file, found);
+        }
+        if let Some(memory) = &self.memory
+            && busy.is_empty()
+        {
+            memory.keep_only(&names);
+        }
+    }
+
+    fn remove(&mut self, file: &str, found: &mut Findings) {
+        found.touched.append(&mut self.catalog.remove(file));
+        if let Some(memory) = &self.memory {
+            memory.forget(file);
+        }
+    }
+
+    /// Brings back what a file that is new to this agent said before it started, if all of it was good.
+    fn recall(&mut self, file: &str, notation: Notation, found: &mut Findings) {
+        if self.catalog.files().any(|known| known == file) {
+            return;
+        }
+        let text = self.memory.as_ref().and_then(|memory| memory.recall(file));
+        let Some(definitions) = text.and_then(|text| document::read(notation, &text).ok()) else {
+            return;
+        };
+        if definitions.iter().all(|d| d.outcome.is_ok()) {
+            let touched = self.catalog.put(file, 0, definitions);
+            found.before.append(&mut self.catalog.changes(&touched));
         }
     }
 
@@ -259,7 +294,7 @@ impl Reader {
                     .is_some_and(|watch| watch.holds(&self.directory))
                 {
                     found.news |= self.catalog.files().any(|known| known == file);
-                    found.touched.append(&mut self.catalog.remove(file));
+                    self.remove(file, found);
                 }
                 return;
             }
@@ -272,6 +307,7 @@ impl Reader {
                     line: None,
                     reason: format!("cannot be read: {e}"),
                 };
+                self.recall(file, notation, found);
                 found.news |= self.catalog.spoil(file, None, unusable);
                 return;
             }
@@ -287,6 +323,14 @@ impl Reader {
                 reason: format!("not UTF-8 text: {e}"),
             })
             .and_then(|text| document::read(notation, text));
+        let good = |definitions: &Vec<Definition>| definitions.iter().all(|d| d.outcome.is_ok());
+        if definitions.as_ref().is_ok_and(good) {
+            if let Some(memory) = &self.memory {
+                memory.note(file, &text);
+            }
+        } else {
+            self.recall(file, notation, found);
+        }
         match definitions {
             Ok(definitions) => {
                 found

@@ -7,6 +7,7 @@ mod catalog;
 mod directory;
 mod document;
 mod json;
+mod memory;
 mod watch;
 
 use std::{fmt, future::Future, path::PathBuf};
