@@ -1,5 +1,5 @@
 //! The TC classifiers. They hold no knowledge of their own: what is decided stands in `netpol_common::judge`, and this
-//! program gives it the socket buffer ([`frame`]) and the kernel's maps ([`maps`]).
+//! program gives it the socket buffer (`frame`) and the kernel's maps (`maps`).
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
