@@ -56,7 +56,7 @@ pub enum Missing {
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoAddress => "the pod has no address in status.podIPs yet",
+            Self::NoAddress => "the pod has no address in status.podIPs yet, or a newer pod has the same one",
             Self::NotFound => "no network namespace that is connected to this node has the pod's address",
             Self::NotFoundYet => {
                 "no network namespace that could be read has the pod's address, and one that is connected to this node \
