@@ -155,20 +155,20 @@ fn clsact(
         direction,
         clsact: true,
     });
-    // The pin of the program tells a later run, and `cleanup`, that there is a filter.
-    let there = path.exists()
-        && program
-            .attach_to_link(SchedClassifierLink::attached(
-                device,
-                hook(direction),
-                PRIORITY,
-                HANDLE,
-                None,
-            )?)
-            .and_then(|id| program.take_link(id))
-            // aya deletes the filter when the link is dropped.
-            .map(std::mem::forget)
-            .is_ok();
+    // In place of a filter of ours, if there is one. Its pin may be lost: an agent can be killed before it has pinned, and
+    // a bpf file system be unmounted.
+    let there = program
+        .attach_to_link(SchedClassifierLink::attached(
+            device,
+            hook(direction),
+            PRIORITY,
+            HANDLE,
+            None,
+        )?)
+        .and_then(|id| program.take_link(id))
+        // aya deletes the filter when the link is dropped.
+        .map(std::mem::forget)
+        .is_ok();
     if !there {
         // It may have one already, ours or somebody else's.
         if let Err(error) = qdisc_add_clsact(device)
@@ -187,6 +187,7 @@ fn clsact(
         )?;
         std::mem::forget(program.take_link(id)?);
     }
+    // The pin of the program tells a later run, and `cleanup`, that there is a filter.
     pins.remove(&path)?;
     program.pin(&path)?;
     Ok(())

@@ -99,6 +99,8 @@ impl Console {
     }
 
     fn begin(&self, arguments: &[&str]) -> Result<Begun, AgentError> {
+        // Before it begins: its own clock must not run ahead of this one.
+        let started = Instant::now();
         let child = self
             .site
             .command()?
@@ -117,7 +119,7 @@ impl Console {
         Ok(Begun {
             command: arguments.join(" "),
             child: Some(child),
-            started: Instant::now(),
+            started,
         })
     }
 }

@@ -26,6 +26,8 @@ impl MatrixStyle {
             color: terminal && std::env::var_os("NO_COLOR").is_none(),
             width: columns
                 .or_else(|| Grid::new().width().map(usize::from))
+                // A serial console does not know its width.
+                .filter(|columns| *columns > 0)
                 .unwrap_or(120),
         }
     }

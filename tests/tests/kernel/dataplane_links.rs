@@ -154,3 +154,25 @@ fn what_was_counted_goes_with_the_endpoint() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// An agent can be killed before it has pinned its filter, and a bpf file system be unmounted.
+#[test]
+fn a_filter_whose_pin_is_lost_is_replaced() -> anyhow::Result<()> {
+    let mut bench = Bench::with("lost", Sizes::default(), HookChoice::Clsact)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let index = device(&runtime, "lost0")?;
+    bench.dataplane.set_endpoint(index, &endpoint(0))?;
+    bench.dataplane.attach(index, "lost0")?;
+    let pins = bench.pins().join(format!("v{}", map::SCHEMA));
+    for direction in Direction::BOTH {
+        fs::remove_file(pins.join(format!("clsact-{index}-{direction}")))?;
+    }
+
+    let mut next = bench.open_again(HookChoice::Clsact)?;
+    next.attach(index, "lost0")
+        .context("the next agent must take the filter over")?;
+    ensure!(next.attached()? == BTreeSet::from([index]));
+    Ok(())
+}
