@@ -87,25 +87,19 @@ const fn hook(direction: Direction) -> TcAttachType {
 pub(super) fn attach(
     pins: &Pins,
     program: &mut SchedClassifier,
-    kind: HookKind,
-    interface: u32,
+    pin: LinkPin,
     device: &str,
-    direction: Direction,
 ) -> Result<(), Error> {
-    let wrap = |source: anyhow::Error| Error::Attach {
+    let put = if pin.clsact { clsact } else { tcx };
+    put(pins, program, pin, device).map_err(|source| Error::Attach {
         device: device.to_owned(),
-        direction,
+        direction: pin.direction,
         source,
-    };
-    match kind {
-        HookKind::Tcx => tcx(pins, program, interface, device, direction).map_err(wrap)?,
-        HookKind::Clsact => clsact(pins, program, interface, device, direction).map_err(wrap)?,
-    }
+    })?;
     // The other kind, if an earlier run used it, goes after this one is in place.
     let other = LinkPin {
-        interface,
-        direction,
-        clsact: kind == HookKind::Tcx,
+        clsact: !pin.clsact,
+        ..pin
     };
     detach(pins, other)
 }
@@ -113,17 +107,12 @@ pub(super) fn attach(
 fn tcx(
     pins: &Pins,
     program: &mut SchedClassifier,
-    interface: u32,
+    pin: LinkPin,
     device: &str,
-    direction: Direction,
 ) -> anyhow::Result<()> {
-    let path = pins.link(LinkPin {
-        interface,
-        direction,
-        clsact: false,
-    });
+    let path = pins.link(pin);
     if let Ok(fd) = sys::open_pin(&path) {
-        if sys::tcx_interface(fd.as_fd())? == Some(interface) {
+        if sys::tcx_interface(fd.as_fd())? == Some(pin.interface) {
             let link: SchedClassifierLink =
                 FdLink::from(PinnedLink::from_pin(&path)?).try_into()?;
             let id = program.attach_to_link(link)?;
@@ -135,7 +124,7 @@ fn tcx(
     }
     let id = program.attach_with_options(
         device,
-        hook(direction),
+        hook(pin.direction),
         TcAttachOptions::TcxOrder(LinkOrder::first()),
     )?;
     let link: FdLink = program.take_link(id)?.try_into()?;
@@ -146,21 +135,16 @@ fn tcx(
 fn clsact(
     pins: &Pins,
     program: &mut SchedClassifier,
-    interface: u32,
+    pin: LinkPin,
     device: &str,
-    direction: Direction,
 ) -> anyhow::Result<()> {
-    let path = pins.link(LinkPin {
-        interface,
-        direction,
-        clsact: true,
-    });
+    let path = pins.link(pin);
     // In place of a filter of ours, if there is one. Its pin may be lost: an agent can be killed before it has pinned, and
     // a bpf file system be unmounted.
     let there = program
         .attach_to_link(SchedClassifierLink::attached(
             device,
-            hook(direction),
+            hook(pin.direction),
             PRIORITY,
             HANDLE,
             None,
@@ -178,7 +162,7 @@ fn clsact(
         }
         let id = program.attach_with_options(
             device,
-            hook(direction),
+            hook(pin.direction),
             TcAttachOptions::Netlink(NlOptions {
                 priority: PRIORITY,
                 handle: HANDLE,

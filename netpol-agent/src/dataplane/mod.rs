@@ -303,7 +303,7 @@ impl Dataplane {
                 continue;
             }
             let program = program(&mut self.object, direction)?;
-            links::attach(&self.pins, program, self.hook, interface, device, direction)?;
+            links::attach(&self.pins, program, pin, device)?;
             self.attached.insert(pin);
         }
         Ok(())
