@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_common::{icmp, protocol, tcp};
+use netpol_common::{chunk, icmp, protocol, tcp};
 
 /// What a packet carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +80,12 @@ impl Payload {
             Self::Sctp {
                 source,
                 destination,
-            } => (protocol::SCTP, ports(source, destination, 12)),
+            } => {
+                let mut bytes = ports(source, destination, 16);
+                bytes[12] = chunk::INIT;
+                bytes[15] = 4;
+                (protocol::SCTP, bytes)
+            }
             Self::Echo { identifier, reply } => {
                 let (number, kind) = match (v4, reply) {
                     (true, false) => (protocol::ICMP, icmp::ECHO_REQUEST),
@@ -128,7 +133,7 @@ pub fn frame(source: IpAddr, destination: IpAddr, payload: Payload) -> Option<Ve
 mod tests {
     use super::*;
     use crate::dataplane::memory::SliceFrame;
-    use netpol_common::{Packet, Parsed, Probe, parse};
+    use netpol_common::{Kind, Packet, Parsed, Scratch, parse};
 
     fn parsed(source: IpAddr, destination: IpAddr, payload: Payload) -> Packet {
         let bytes = frame(source, destination, payload).expect("one family");
@@ -136,10 +141,9 @@ mod tests {
             bytes: &bytes,
             ..SliceFrame::default()
         };
-        match parse(&frame) {
-            Parsed::Packet(packet) => packet,
-            _ => panic!("{payload:?} is not a packet"),
-        }
+        let mut packet = Scratch::default().packet;
+        assert_eq!(parse(&frame, &mut packet), Parsed::Packet, "{payload:?}");
+        packet
     }
 
     #[test]
@@ -183,11 +187,11 @@ mod tests {
                         reply,
                     },
                 )
-                .probe
+                .kind
             };
             assert_eq!(
                 (ping(false), ping(true)),
-                (Probe::EchoRequest, Probe::EchoReply)
+                (Kind::EchoRequest, Kind::EchoReply)
             );
             assert!(parsed(source, destination, Payload::syn(1, 2)).opens());
         }

@@ -8,7 +8,7 @@ use netpol_agent::{
     policy::Edit,
 };
 use netpol_common::{
-    ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, Peer, Reason, RuleKey, judge, tcp,
+    ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, Peer, Reason, RuleKey, tcp,
 };
 
 const INTERFACE: u32 = 7;
@@ -58,6 +58,7 @@ impl World {
             egress,
             ipv4: POD.into(),
             ipv6,
+            ..Endpoint::default()
         };
         self.0.set_endpoint(INTERFACE, Some(endpoint));
         self.0.raise_epoch();
@@ -74,9 +75,9 @@ impl World {
             bytes,
             interface: INTERFACE,
             came_in_by,
-            tagged: false,
+            ..SliceFrame::default()
         };
-        judge(&frame, &self.0, direction)
+        self.0.judge(&frame, direction)
     }
 
     fn sends(&self, to: IpAddr, payload: Payload) -> Reason {

@@ -16,6 +16,9 @@ impl Address {
     /// No address: `::`. Marks the family that an endpoint lacks.
     pub const NONE: Self = Self([0; 16]);
 
+    /// `::1`, which has no place on a wire.
+    pub const LOOPBACK: Self = Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
     /// The IPv4 address of these four bytes (network order).
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Self {

@@ -1,6 +1,6 @@
 //! Flows: who opened a conversation, under which tables it was allowed, and how long it may rest.
 
-use crate::{Address, Direction, Packet, protocol, tcp};
+use crate::{Address, Direction, Packet, protocol};
 
 /// Key of [`crate::map::FLOWS`]: both directions of one conversation of one endpoint have the same key.
 ///
@@ -17,10 +17,26 @@ pub struct FlowKey {
     pub local_port: u16,
     /// The peer's port in host byte order; for an ICMP echo 0 if the pod asks and 1 if the peer asks.
     pub remote_port: u16,
-    /// IP protocol number; a whole word, so that the key has no padding.
+    /// IP protocol number, with [`FlowKey::TRANSLATED`] or without; a whole word, so that the key has no padding.
     pub protocol: u32,
 }
 const _: () = assert!(size_of::<FlowKey>() == 28);
+
+impl FlowKey {
+    /// Bit of `protocol`: the remote end is the one behind a Service, and the entry notes only under which epoch it was
+    /// allowed. Whoever opened a conversation under the plain key has nothing to do with it.
+    pub const TRANSLATED: u32 = 1 << 8;
+
+    /// A number for this key, equal for equal keys: every bit of it may serve as the number of a ticket.
+    #[inline(always)]
+    pub const fn ticket(&self) -> u32 {
+        let a = &self.remote.0;
+        (self.local_port as u32 ^ ((self.remote_port as u32) << 5) ^ self.protocol)
+            .wrapping_add(u32::from_ne_bytes([a[12], a[13], a[14], a[15]]))
+            .wrapping_mul(0x9e37_79b1)
+            >> 16
+    }
+}
 
 /// Time in steps of 2^30 ns (1.07 s) of the kernel's coarse monotonic clock: a shift instead of a division.
 pub type Tick = u32;
@@ -43,7 +59,8 @@ pub enum Phase {
     Closing = 4,
 }
 
-/// Value of [`crate::map::FLOWS`]. Two words, each written whole: a reader never sees an epoch with another flow's origin.
+/// Value of [`crate::map::FLOWS`] and [`crate::map::OPENING`]. The first two words are written whole, each by itself: a
+/// reader never sees an epoch with another flow's origin.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {
@@ -53,12 +70,18 @@ pub struct Flow {
     pub origin: u8,
     /// The [`Phase`].
     pub phase: u8,
-    /// The slot of the endpoint: a packet of a known flow is counted without a look at its endpoint.
-    pub slot: u16,
+    /// [`Flow::DEFERRED`] and [`Flow::RESOLVED`], or 0.
+    pub flags: u16,
     /// When its last allowed packet was noted, in [`Tick`]s.
-    pub seen: u64,
+    pub seen: u32,
+    /// The port of `backend` in host byte order.
+    pub backend_port: u16,
+    /// Always 0.
+    pub pad: u16,
+    /// Of a resolved flow: who really answers.
+    pub backend: Address,
 }
-const _: () = assert!(size_of::<Flow>() == 16);
+const _: () = assert!(size_of::<Flow>() == 32);
 
 /// How long a flow of this protocol and phase may rest, in [`Tick`]s.
 #[inline(always)]
@@ -84,15 +107,24 @@ pub const fn lifetime(protocol: u8, phase: u8) -> Tick {
 }
 
 impl Flow {
+    /// Flag: the pod opened it to an address behind which somebody else answers. Each of its packets is judged where it
+    /// leaves for its real destination.
+    pub const DEFERRED: u16 = 1;
+    /// Flag: a packet of this deferred flow was judged, `backend` and `backend_port` say for which destination.
+    pub const RESOLVED: u16 = 2;
+
     /// A flow that its first packet has just opened.
     #[inline(always)]
-    pub const fn open(epoch: u32, origin: Direction, slot: u16, now: Tick) -> Self {
+    pub const fn open(epoch: u32, origin: Direction, flags: u16, now: Tick) -> Self {
         Self {
             epoch,
             origin: origin as u8,
             phase: Phase::Opening as u8,
-            slot,
-            seen: now as u64,
+            flags,
+            seen: now,
+            backend_port: 0,
+            pad: 0,
+            backend: Address::NONE,
         }
     }
 
@@ -106,40 +138,62 @@ impl Flow {
         }
     }
 
+    /// Whether the pod opened it to an address behind which somebody else answers.
+    #[inline(always)]
+    pub const fn deferred(&self) -> bool {
+        self.flags & Self::DEFERRED != 0
+    }
+
+    /// Whether it is known who answers.
+    #[inline(always)]
+    pub const fn resolved(&self) -> bool {
+        self.flags & Self::RESOLVED != 0
+    }
+
     /// Whether the flow has rested longer than its phase allows.
     #[inline(always)]
     pub const fn expired(&self, protocol: u8, now: Tick) -> bool {
-        now.wrapping_sub(self.seen as Tick) > lifetime(protocol, self.phase)
+        now.wrapping_sub(self.seen) > lifetime(protocol, self.phase)
     }
 
     /// This flow after one more allowed packet in `direction`.
     #[inline(always)]
-    pub fn advance(mut self, packet: &Packet, direction: Direction, epoch: u32, now: Tick) -> Self {
+    pub const fn advance(
+        mut self,
+        packet: &Packet,
+        direction: Direction,
+        epoch: u32,
+        now: Tick,
+    ) -> Self {
         let opener = self.origin == direction as u8;
         if self.phase >= Phase::OpenerDone as u8 && opener && packet.opens() {
             // The ports of a connection that has ended carry the next one.
             self.phase = Phase::Opening as u8;
-        } else if packet.protocol == protocol::TCP && packet.tcp_flags & (tcp::FIN | tcp::RST) != 0
-        {
-            self.phase = if packet.tcp_flags & tcp::RST != 0 {
-                Phase::Closing as u8
-            } else if opener {
-                if self.phase >= Phase::ReplierDone as u8 {
-                    Phase::Closing as u8
-                } else {
-                    Phase::OpenerDone as u8
-                }
-            } else if self.phase == Phase::OpenerDone as u8 || self.phase == Phase::Closing as u8 {
+        } else if packet.aborts() {
+            self.phase = Phase::Closing as u8;
+        } else if packet.finishes() {
+            let (mine, other) = if opener {
+                (Phase::OpenerDone as u8, Phase::ReplierDone as u8)
+            } else {
+                (Phase::ReplierDone as u8, Phase::OpenerDone as u8)
+            };
+            self.phase = if self.phase == other || self.phase == Phase::Closing as u8 {
                 Phase::Closing as u8
             } else {
-                Phase::ReplierDone as u8
+                mine
             };
         } else if !opener && self.phase == Phase::Opening as u8 {
             self.phase = Phase::Established as u8;
         }
         self.epoch = epoch;
-        self.seen = now as u64;
+        self.seen = now;
         self
+    }
+
+    /// Whether its opener, who sends this packet, has had an answer: then the flow belongs into [`crate::map::FLOWS`].
+    #[inline(always)]
+    pub const fn settles(&self, direction: Direction) -> bool {
+        self.phase == Phase::Established as u8 && self.origin == direction as u8
     }
 }
 
@@ -147,6 +201,8 @@ impl Flow {
 pub trait FlowRef {
     /// The flow as it stands there.
     fn load(&self) -> Flow;
-    /// Writes it back.
-    fn store(&self, flow: Flow);
+    /// Writes it back, except for its backend.
+    fn store(&self, flow: &Flow);
+    /// Notes who answers, and that the flow was allowed under `epoch`.
+    fn resolve(&self, backend: &Address, port: u16, epoch: u32);
 }

@@ -1,14 +1,20 @@
 //! The decision procedure.
+//!
+//! A packet passes at most three hooks of a node: what a pod sends, what leaves by a device that is no pod's, and what a pod
+//! receives. [`judge`] is the first and the last, [`host_egress`] the one between.
 
 use crate::{
-    ALL_PORTS, Address, ClassId, Direction, Endpoint, Flow, FlowKey, FlowRef, Frame, NO_CLASS,
-    NO_PORTS, Packet, Peer, PortSetId, Reason, RuleKey, RulesetId, Tick,
-    packet::{Parsed, parse},
+    ALL_PORTS, Address, ClassId, Deferral, Direction, Dropped, Endpoint, FRAGMENT_LIFETIME, Flow,
+    FlowKey, FlowRef, Fragment, FragmentKey, Frame, Isolation, Kind, MarkField, NO_CLASS, NO_PORTS,
+    Packet, Parsed, Peer, Piece, PortSetId, Reason, RuleKey, RulesetId, Scratch, Tick, TunnelKey,
+    guard, icmp,
+    packet::{is_loopback, protocol},
+    parse::{parse, parse_from, quote, start},
 };
 
 /// How to look things up. The kernel's maps implement this, and tables in memory.
 pub trait Tables {
-    /// A place in the flow table.
+    /// A place in a flow table.
     type Flow: FlowRef;
 
     /// The number of the last change of any table.
@@ -17,10 +23,28 @@ pub trait Tables {
     fn now(&self) -> Tick;
     /// The endpoint behind a host interface.
     fn endpoint(&self, interface: u32) -> Option<&Endpoint>;
-    /// The flow table.
+    /// The host interface of the endpoint that has a slot.
+    fn interface_of(&self, slot: u32) -> Option<u32>;
+    /// A flow whose opener has had an answer.
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow>;
-    /// Adds a flow, or replaces it.
-    fn remember(&self, key: &FlowKey, flow: Flow);
+    /// Any other flow.
+    fn opening(&self, key: &FlowKey) -> Option<Self::Flow>;
+    /// Adds a flow that is being opened.
+    fn remember(&self, key: &FlowKey, flow: &Flow);
+    /// Takes a flow over into the table of those whose opener has had an answer.
+    fn settle(&self, key: &FlowKey, flow: &Flow);
+    /// What the first fragment of a datagram said.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Notes what the first fragment says.
+    fn note_fragment(&self, key: &FragmentKey, fragment: Fragment);
+    /// The key that was left under the number of a ticket.
+    fn ticket(&self, number: u32) -> Option<FlowKey>;
+    /// Leaves a key under the number of a ticket.
+    fn issue(&self, number: u32, key: &FlowKey);
+    /// Whether the node takes packets out of this envelope.
+    fn tunnel(&self, key: TunnelKey) -> bool;
+    /// Which bits of a mark are ours.
+    fn mark_field(&self) -> MarkField;
     /// What is known about a single address.
     fn host(&self, address: &Address) -> Option<Peer>;
     /// What is known about the longest prefix that holds an address.
@@ -31,9 +55,11 @@ pub trait Tables {
     fn port(&self, set: PortSetId, protocol: u8, port: u16) -> bool;
     /// Counts a verdict. `length` in bytes, Ethernet header included.
     fn count(&self, slot: u32, direction: Direction, reason: Reason, length: u32);
-    /// Notes a step of the way of a packet at an interface, for a developer.
+    /// Records a dropped packet.
+    fn report<F: Frame>(&self, frame: &F, dropped: &Dropped<'_>);
+    /// Notes a step of the way of a packet of an endpoint, for a developer.
     #[inline(always)]
-    fn trace(&self, _interface: u32, _step: Step<'_>) {}
+    fn trace(&self, _endpoint: &Endpoint, _step: Step<'_>) {}
 }
 
 /// A step of the way of a packet.
@@ -49,89 +75,206 @@ pub enum Step<'a> {
     Verdict(Direction, Reason),
 }
 
+/// Everything about one packet at the hook of a pod.
+pub(crate) struct Case<'a> {
+    pub packet: &'a Packet,
+    pub key: &'a FlowKey,
+    pub endpoint: &'a Endpoint,
+    pub interface: u32,
+    pub epoch: u32,
+    pub now: Tick,
+    pub direction: Direction,
+    /// Whether the flow tables have the key.
+    pub found: bool,
+    /// Whether the entry is this packet's flow: neither expired nor another conversation on the same ports.
+    pub live: bool,
+}
+
 /// Judges one packet on its way to (`Ingress`) or from (`Egress`) the pod behind the frame's interface.
 #[inline(always)]
-pub fn judge<F: Frame, T: Tables>(frame: &F, tables: &T, direction: Direction) -> Reason {
+pub fn judge<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &mut Scratch,
+    direction: Direction,
+) -> Reason {
     // Read before anything else: whatever changes while this packet is judged has a higher number, so that a flow noted
     // here on the ground of older tables will be judged again.
     let epoch = tables.epoch();
     let interface = frame.interface();
-    let packet = match parse(frame) {
-        Parsed::Packet(packet) => packet,
-        other => {
-            let Some(endpoint) = tables.endpoint(interface) else {
-                return Reason::Unknown;
-            };
-            let reason = untracked(other, direction, endpoint);
-            tables.count(endpoint.slot, direction, reason, frame.len());
-            tables.trace(interface, Step::Verdict(direction, reason));
+    let deferral = take_deferral(frame, tables);
+    let Some(endpoint) = tables.endpoint(interface) else {
+        // A pod that nobody knows yet may receive what another one was not allowed to send.
+        return match (deferral, direction) {
+            (Some(deferral), Direction::Ingress) => {
+                judge_translated(frame, tables, scratch, deferral, epoch).unwrap_or(Reason::Unknown)
+            }
+            _ => Reason::Unknown,
+        };
+    };
+    let Ok(head) = start(frame) else {
+        let parsed = Parsed::Opaque(Reason::Malformed);
+        let reason = no_packet(
+            frame,
+            tables,
+            endpoint,
+            &scratch.packet,
+            (parsed, direction),
+        );
+        return conclude(frame, tables, endpoint, scratch, (direction, reason, false));
+    };
+    if matches!(direction, Direction::Egress) && !guard::hardware(endpoint, &head) {
+        let spoofed = (direction, Reason::Spoofed, false);
+        return conclude(frame, tables, endpoint, scratch, spoofed);
+    }
+    let parsed = parse_from(frame, &head, &mut scratch.packet);
+    if !matches!(parsed, Parsed::Packet) {
+        let reason = no_packet(
+            frame,
+            tables,
+            endpoint,
+            &scratch.packet,
+            (parsed, direction),
+        );
+        return conclude(frame, tables, endpoint, scratch, (direction, reason, false));
+    }
+    let now = tables.now();
+    if let (Some(deferral), Direction::Ingress) = (deferral, direction) {
+        let context = Deferred {
+            deferral,
+            epoch,
+            now,
+        };
+        if let Some(reason) = translated(frame, tables, scratch, &context) {
+            if matches!(reason, Reason::Itself) {
+                tables.count(endpoint.slot, direction, reason, frame.len());
+            }
             return reason;
         }
-    };
-    tables.trace(interface, Step::Parsed(direction, &packet));
-
-    let now = tables.now();
-    let key = packet.flow_key(interface, direction);
-    let place = tables.flow(&key);
-    // Whether the entry is this packet's flow: neither expired nor another connection on the same ports.
-    let mut live = false;
-    let mut origin = direction;
-    if let Some(place) = &place {
-        let known = place.load();
-        tables.trace(interface, Step::Known(known.origin(), known.epoch, epoch));
-        // A SYN against the direction of the flow opens another connection.
-        let other = packet.opens() && known.origin != direction as u8;
-        if !other && !known.expired(packet.protocol, now) {
-            // The fast path needs no endpoint: only an endpoint's flow has an entry, which knows the endpoint's slot.
-            if known.epoch == epoch {
-                let next = known.advance(&packet, direction, epoch, now);
-                // Written back at most once a tick, and when the phase changes.
-                if next != known {
-                    place.store(next);
-                }
-                tables.count(known.slot.into(), direction, Reason::Flow, frame.len());
-                tables.trace(interface, Step::Verdict(direction, Reason::Flow));
-                return Reason::Flow;
-            }
-            live = true;
-            origin = known.origin();
-        }
     }
+    tables.trace(endpoint, Step::Parsed(direction, &scratch.packet));
+    let mut reason = guard::addresses(endpoint, &scratch.packet, &head, direction);
+    if reason.is_none() && matches!(scratch.packet.piece, Piece::Later) {
+        // Whatever has no ports is stopped where rules may need them; a pod that no policy selects is never restricted.
+        reason = complete(tables, &mut scratch.packet, interface, now)
+            .filter(|_| endpoint.isolation(direction).ruleset().is_some());
+    }
+    let reason = match reason {
+        Some(reason) => reason,
+        None => track(frame, tables, scratch, endpoint, (epoch, now, direction)),
+    };
+    if matches!(scratch.packet.piece, Piece::First) && reason.passes() {
+        note_fragment(tables, &scratch.packet, interface, now);
+    }
+    conclude(frame, tables, endpoint, scratch, (direction, reason, true))
+}
 
-    let Some(endpoint) = tables.endpoint(interface) else {
-        return Reason::Unknown;
-    };
-    let reason = match allowed(frame, tables, direction, endpoint, &packet, &key, origin) {
-        Ok(reason) => {
-            if matches!(reason, Reason::Open | Reason::Rule) {
-                match &place {
-                    Some(place) if live => {
-                        place.store(place.load().advance(&packet, direction, epoch, now));
-                    }
-                    _ => tables.remember(
-                        &key,
-                        Flow::open(epoch, direction, endpoint.slot as u16, now),
-                    ),
-                }
-            }
-            reason
+/// Judges one packet that leaves by a device that is no pod's: the verdict on what a pod has sent to a Service or to its
+/// node, now that the packet carries its real destination.
+#[inline(always)]
+pub fn host_egress<F: Frame, T: Tables>(frame: &F, tables: &T, scratch: &mut Scratch) -> Reason {
+    let epoch = tables.epoch();
+    match take_deferral(frame, tables) {
+        Some(deferral) => {
+            judge_translated(frame, tables, scratch, deferral, epoch).unwrap_or(Reason::Deferred)
         }
-        // The entry of a revoked flow stays: it tells that the other side did not open this conversation either.
-        Err(NotAllowed) if live => Reason::Revoked,
-        Err(NotAllowed) if packet.strays() => Reason::NoFlow,
-        Err(NotAllowed) => Reason::Denied,
-    };
+        None => Reason::Unknown,
+    }
+}
+
+/// Judges a packet that carries a mark, and nothing else.
+#[inline(always)]
+fn judge_translated<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &mut Scratch,
+    deferral: Deferral,
+    epoch: u32,
+) -> Option<Reason> {
+    match parse(frame, &mut scratch.packet) {
+        Parsed::Packet => {
+            let context = Deferred {
+                deferral,
+                epoch,
+                now: tables.now(),
+            };
+            translated(frame, tables, scratch, &context)
+        }
+        // Only what was parsed at the hook of a pod gets a mark.
+        Parsed::Opaque(reason) => Some(reason),
+        // Neighbour discovery that no router has passed on stays on the link.
+        _ => None,
+    }
+}
+
+/// Reads our mark and takes it off: nobody who sees the packet later may take it for the mark of another packet.
+#[inline(always)]
+fn take_deferral<F: Frame, T: Tables>(frame: &F, tables: &T) -> Option<Deferral> {
+    let field = tables.mark_field();
+    let mark = frame.mark();
+    let deferral = field.read(mark);
+    if deferral.is_some() {
+        frame.set_mark(field.clear(mark));
+    }
+    deferral
+}
+
+/// Counts a verdict, and records a drop. `parsed` says whether the scratch memory holds the packet.
+#[inline(always)]
+fn conclude<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    endpoint: &Endpoint,
+    scratch: &Scratch,
+    (direction, reason, parsed): (Direction, Reason, bool),
+) -> Reason {
     tables.count(endpoint.slot, direction, reason, frame.len());
-    tables.trace(interface, Step::Verdict(direction, reason));
+    tables.trace(endpoint, Step::Verdict(direction, reason));
+    if !reason.passes() {
+        let dropped = Dropped {
+            packet: &scratch.packet,
+            parsed,
+            service: &scratch.other,
+            translated: false,
+            interface: frame.interface(),
+            slot: endpoint.slot,
+            direction,
+            reason,
+        };
+        tables.report(frame, &dropped);
+    }
     reason
 }
 
 /// The verdict on what is not a packet of some flow.
-#[inline(always)]
-fn untracked(parsed: Parsed, direction: Direction, endpoint: &Endpoint) -> Reason {
+#[inline(never)]
+fn no_packet<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    endpoint: &Endpoint,
+    packet: &Packet,
+    (parsed, direction): (Parsed, Direction),
+) -> Reason {
+    let sends = matches!(direction, Direction::Egress);
     match parsed {
-        Parsed::Packet(_) | Parsed::Neighbour => Reason::Neighbour,
-        Parsed::Router if matches!(direction, Direction::Ingress) => Reason::Neighbour,
+        Parsed::Arp if sends && endpoint.guarded() && !guard::arp(frame, endpoint) => {
+            Reason::Spoofed
+        }
+        Parsed::Neighbour if sends => {
+            if endpoint.guarded() && !guard::neighbour(frame, endpoint, packet) {
+                return Reason::Spoofed;
+            }
+            // To a single address that is not of this link's own kind: if a router passes it on, it carries data for
+            // somebody whom the rules may forbid. It is judged where it leaves, if it does.
+            let to = &packet.destination.0;
+            let stays = to[0] == 0xff || (to[0] == 0xfe && to[1] & 0xc0 == 0x80);
+            if !stays && endpoint.egress.ruleset().is_some() {
+                defer(frame, tables, endpoint, None, false);
+            }
+            Reason::Neighbour
+        }
+        Parsed::Packet | Parsed::Arp | Parsed::Neighbour => Reason::Neighbour,
+        Parsed::Router if !sends => Reason::Neighbour,
         // Also from a pod that no policy selects: it would speak for the node.
         Parsed::Router => Reason::Router,
         // Fails closed when isolated. A pod that no policy selects is never restricted.
@@ -140,56 +283,582 @@ fn untracked(parsed: Parsed, direction: Direction, endpoint: &Endpoint) -> Reaso
     }
 }
 
+/// Completes a later fragment by what the first one said. A reason, if it must not pass; without a first fragment it stays
+/// without ports.
+#[inline(never)]
+fn complete<T: Tables>(
+    tables: &T,
+    packet: &mut Packet,
+    interface: u32,
+    now: Tick,
+) -> Option<Reason> {
+    let first = tables.fragment(&packet.fragment_key(interface));
+    if let Some(first) = first
+        && now.wrapping_sub(first.seen) <= FRAGMENT_LIFETIME
+    {
+        if packet.offset < first.headers {
+            return Some(Reason::Fragment);
+        }
+        packet.complete(&first);
+    }
+    None
+}
+
+#[inline(never)]
+fn note_fragment<T: Tables>(tables: &T, packet: &Packet, interface: u32, now: Tick) {
+    tables.note_fragment(&packet.fragment_key(interface), packet.fragment(now));
+}
+
+/// The verdict on a packet of a flow.
+#[inline(always)]
+fn track<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &mut Scratch,
+    endpoint: &Endpoint,
+    (epoch, now, direction): (u32, Tick, Direction),
+) -> Reason {
+    let interface = frame.interface();
+    scratch.key = scratch.packet.flow_key(interface, direction);
+    let (packet, key) = (&scratch.packet, &scratch.key);
+    let mut case = Case {
+        packet,
+        key,
+        endpoint,
+        interface,
+        epoch,
+        now,
+        direction,
+        found: false,
+        live: false,
+    };
+    if !packet.tracked() {
+        if matches!(packet.kind, Kind::Error)
+            && let Some(reason) = related(
+                frame,
+                tables,
+                &case,
+                &mut scratch.quoted,
+                &mut scratch.other,
+            )
+        {
+            return reason;
+        }
+        return decide(frame, tables, &case, &mut scratch.flow);
+    }
+    let mut settled = true;
+    let mut place = tables.flow(key);
+    if place.is_none() {
+        settled = false;
+        place = tables.opening(key);
+    }
+    if let Some(place) = &place {
+        let known = place.load();
+        tables.trace(endpoint, Step::Known(known.origin(), known.epoch, epoch));
+        case.found = true;
+        scratch.flow = known;
+        case.live = is_live(&known, packet, direction, now)
+            && answers(&known, direction, frame.came_in_by());
+        if case.live && known.epoch == epoch {
+            let next = known.advance(packet, direction, epoch, now);
+            if !settled && known.settles(direction) {
+                tables.settle(key, &next);
+            } else if next != known {
+                // Written back at most once a tick, and when the phase changes.
+                place.store(&next);
+            }
+            if known.deferred()
+                && matches!(direction, Direction::Egress)
+                && must_mark(endpoint, &known)
+            {
+                defer(frame, tables, endpoint, Some(key), !known.resolved());
+                return Reason::Deferred;
+            }
+            return Reason::Flow;
+        }
+    }
+    decide(frame, tables, &case, &mut scratch.flow)
+}
+
+/// Whether an entry is the flow of this packet.
+#[inline(always)]
+fn is_live(known: &Flow, packet: &Packet, direction: Direction, now: Tick) -> bool {
+    // A SYN against the direction of the flow opens another connection.
+    let other = packet.opens() && known.origin != direction as u8;
+    !other && !known.expired(packet.protocol, now)
+}
+
+/// Whether a flow that the pod has opened to a virtual address may be answered: by the node itself, or once it is known by
+/// whom.
+#[inline(always)]
+fn answers(known: &Flow, direction: Direction, came_in_by: u32) -> bool {
+    !known.deferred()
+        || matches!(direction, Direction::Egress)
+        || came_in_by == 0
+        || known.resolved()
+}
+
+/// Whether packets of a deferred flow must be judged, or looked after, on their way: those of an isolated pod, as long as it
+/// is not known who answers, and when that is the pod itself.
+#[inline(always)]
+fn must_mark(endpoint: &Endpoint, known: &Flow) -> bool {
+    endpoint.egress.ruleset().is_some() || !known.resolved() || endpoint.owns(&known.backend)
+}
+
+/// Marks a packet so that it is judged where its real destination is known.
+#[inline(always)]
+fn defer<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    endpoint: &Endpoint,
+    key: Option<&FlowKey>,
+    urgent: bool,
+) {
+    let field = tables.mark_field();
+    let mut ticket = 0;
+    if let Some(key) = key {
+        ticket = field.ticket(key.ticket());
+        tables.issue(ticket, key);
+    }
+    let deferral = Deferral {
+        slot: endpoint.slot,
+        urgent,
+        ticket,
+    };
+    frame.set_mark(field.write(frame.mark(), deferral));
+}
+
 /// No rule allows it.
 struct NotAllowed;
 
-/// Why a flow that is new, or that was allowed under older tables, is allowed in the direction in which it was opened
-/// (`origin`).
+/// The verdict on a packet whose flow is new, or was allowed under older tables, or that has none.
+#[inline(never)]
+fn decide<F: Frame, T: Tables>(frame: &F, tables: &T, case: &Case<'_>, flow: &mut Flow) -> Reason {
+    let origin = if case.live {
+        flow.origin()
+    } else {
+        case.direction
+    };
+    let host = host(tables, &case.key.remote);
+    let sends = matches!(case.direction, Direction::Egress);
+
+    if sends && matches!(origin, Direction::Egress) {
+        if let Some(reason) = unfit(tables, case, host) {
+            return reason;
+        }
+        if host & (Peer::NODE | Peer::SERVICE) != 0 {
+            return decide_deferred(frame, tables, case, flow);
+        }
+    }
+    // A Service opens nothing: this answers a conversation of which nothing is known any more.
+    let answer = !sends
+        && !case.live
+        && host & (Peer::SERVICE | Peer::NODE) == Peer::SERVICE
+        && frame.came_in_by() != 0;
+    let about = About {
+        endpoint: case.endpoint,
+        protocol: case.packet.protocol,
+        direction: case.direction,
+    };
+    let verdict = if answer && case.endpoint.egress.ruleset().is_some() {
+        return Reason::NoFlow;
+    } else if case.live && !sends && flow.deferred() {
+        if frame.came_in_by() == 0 && !flow.resolved() {
+            Ok(Reason::Node)
+        } else {
+            permit(
+                tables,
+                &about,
+                case.endpoint.egress,
+                &flow.backend,
+                flow.backend_port,
+            )
+        }
+    } else if !sends && frame.came_in_by() == 0 && host & Peer::NODE != 0 {
+        // The pod's own node. A connection that kube-proxy has translated to a node address came in by a device: it is not
+        // the node.
+        match case.endpoint.isolation(origin).ruleset() {
+            Some(_) => Ok(Reason::Node),
+            None => Ok(Reason::Open),
+        }
+    } else {
+        // The port of the side to which the flow was opened.
+        let port = match origin {
+            Direction::Ingress => case.key.local_port,
+            Direction::Egress => case.key.remote_port,
+        };
+        let isolation = case.endpoint.isolation(origin);
+        permit(tables, &about, isolation, &case.key.remote, port)
+    };
+    match verdict {
+        Ok(reason) => {
+            if matches!(reason, Reason::Open | Reason::Rule) && case.packet.tracked() && !answer {
+                let flags = if case.live && !sends { flow.flags } else { 0 };
+                note(tables, case, flow, flags);
+            }
+            reason
+        }
+        // The entry of a revoked flow stays: it tells that the other side did not open this conversation either.
+        Err(NotAllowed) if case.live => Reason::Revoked,
+        Err(NotAllowed) if matches!(case.packet.kind, Kind::Portless) => Reason::Fragment,
+        Err(NotAllowed) if case.packet.strays() => Reason::NoFlow,
+        Err(NotAllowed) => Reason::Denied,
+    }
+}
+
+/// What a pod must not send, whatever its rules say.
 #[inline(always)]
-fn allowed<F: Frame, T: Tables>(
+fn unfit<T: Tables>(tables: &T, case: &Case<'_>, host: u32) -> Option<Reason> {
+    if !case.endpoint.guarded() {
+        return None;
+    }
+    let packet = case.packet;
+    if is_loopback(&packet.destination) {
+        return Some(Reason::Spoofed);
+    }
+    let envelope = matches!(
+        packet.protocol,
+        protocol::IPV4 | protocol::IPV6 | protocol::GRE
+    );
+    let tunnel = match packet.protocol {
+        protocol::TCP | protocol::ICMP | protocol::ICMPV6 => false,
+        number => tables.tunnel(TunnelKey {
+            protocol: number as u16,
+            port: packet.destination_port,
+        }),
+    };
+    (tunnel || envelope && host & Peer::NODE != 0).then_some(Reason::Tunnel)
+}
+
+/// A packet to an address behind which somebody else answers: it passes here, and is judged where its real destination is
+/// known.
+#[inline(always)]
+fn decide_deferred<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
+    case: &Case<'_>,
+    flow: &mut Flow,
+) -> Reason {
+    let endpoint = case.endpoint;
+    let known = case.live && flow.resolved();
+    // What is known of who answers was allowed under older tables. If it is no longer, the entry stays as it is: answers
+    // are dropped. The packet goes on all the same, somebody else may answer today.
+    let about = About {
+        endpoint,
+        protocol: case.packet.protocol,
+        direction: case.direction,
+    };
+    let good = !known
+        || permit(
+            tables,
+            &about,
+            endpoint.egress,
+            &flow.backend,
+            flow.backend_port,
+        )
+        .is_ok();
+    let mark = !known || must_mark(endpoint, flow);
+    let tracked = case.packet.tracked();
+    if good && tracked {
+        let resolved = if known { Flow::RESOLVED } else { 0 };
+        note(tables, case, flow, Flow::DEFERRED | resolved);
+    }
+    if mark {
+        let key = if tracked { Some(case.key) } else { None };
+        defer(frame, tables, endpoint, key, !good || !known);
+    }
+    match endpoint.egress.ruleset() {
+        Some(_) => Reason::Deferred,
+        None => Reason::Open,
+    }
+}
+
+/// Notes an allowed packet in the flow tables.
+#[inline(always)]
+fn note<T: Tables>(tables: &T, case: &Case<'_>, flow: &mut Flow, flags: u16) {
+    *flow = if case.live {
+        flow.advance(case.packet, case.direction, case.epoch, case.now)
+    } else {
+        Flow::open(case.epoch, case.direction, 0, case.now)
+    };
+    flow.flags = flags;
+    let place = if case.found {
+        find(tables, case.key)
+    } else {
+        None
+    };
+    match place {
+        Some(place) => place.store(flow),
+        None => tables.remember(case.key, flow),
+    }
+}
+
+/// A flow, whichever table has it.
+#[inline(always)]
+fn find<T: Tables>(tables: &T, key: &FlowKey) -> Option<T::Flow> {
+    match tables.flow(key) {
+        Some(place) => Some(place),
+        None => tables.opening(key),
+    }
+}
+
+/// The verdict on an ICMP error, if it quotes a packet of a known flow, or one that it must not quote.
+#[inline(never)]
+fn related<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    case: &Case<'_>,
+    quoted: &mut Packet,
+    key: &mut FlowKey,
+) -> Option<Reason> {
+    let error = case.packet;
+    let sends = matches!(case.direction, Direction::Egress);
+    if sends && error.protocol == protocol::ICMP && error.flags == icmp::REDIRECT {
+        return Some(Reason::Router);
+    }
+    if !quote(frame, error, quoted) {
+        return None;
+    }
+    // What a pod complains about was sent to it.
+    if sends && case.endpoint.guarded() && !case.endpoint.owns(&quoted.destination) {
+        return Some(Reason::Spoofed);
+    }
+    // And it complains to the sender.
+    if quoted.source != error.destination {
+        return None;
+    }
+    *key = quoted.flow_key(case.interface, case.direction.reverse());
+    let known = find(tables, key)?.load();
+    if known.expired(quoted.protocol, case.now)
+        || !answers(&known, case.direction, frame.came_in_by())
+    {
+        return None;
+    }
+    if known.epoch != case.epoch {
+        let origin = known.origin();
+        let (remote, port) = match origin {
+            Direction::Egress if known.resolved() => (known.backend, known.backend_port),
+            Direction::Egress => (key.remote, key.remote_port),
+            Direction::Ingress => (key.remote, key.local_port),
+        };
+        let isolation = case.endpoint.isolation(origin);
+        // Nobody knows yet who answers: judged where it leaves, or sent by the node itself.
+        let unresolved = known.deferred() && !known.resolved();
+        let about = About {
+            endpoint: case.endpoint,
+            protocol: quoted.protocol,
+            direction: case.direction,
+        };
+        if !unresolved && permit(tables, &about, isolation, &remote, port).is_err() {
+            return Some(Reason::Revoked);
+        }
+    }
+    if sends && known.deferred() && case.endpoint.egress.ruleset().is_some() {
+        defer(frame, tables, case.endpoint, None, false);
+    }
+    Some(Reason::Related)
+}
+
+/// What a mark says, and when.
+struct Deferred {
+    deferral: Deferral,
+    epoch: u32,
+    now: Tick,
+}
+
+/// The verdict on a packet that carries the mark of its sender, with its real destination; `None` if it passes.
+/// [`Reason::Itself`] if it comes back to its sender.
+#[inline(always)]
+fn translated<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &mut Scratch,
+    context: &Deferred,
+) -> Option<Reason> {
+    let interface = tables.interface_of(context.deferral.slot)?;
+    if interface == frame.interface() {
+        return Some(Reason::Itself);
+    }
+    if matches!(scratch.packet.piece, Piece::Later) {
+        // What would overwrite headers has been stopped where the pod sent it, or stays without ports.
+        let _ = complete(tables, &mut scratch.packet, interface, context.now);
+    }
+    scratch.key = scratch.packet.flow_key(interface, Direction::Egress);
+    scratch.key.protocol |= FlowKey::TRANSLATED;
+    if scratch.packet.tracked()
+        && !context.deferral.urgent
+        && let Some(place) = tables.opening(&scratch.key)
+        && place.load().epoch == context.epoch
+    {
+        if matches!(scratch.packet.piece, Piece::First) {
+            note_fragment(tables, &scratch.packet, interface, context.now);
+        }
+        return None;
+    }
+    decide_translated(frame, tables, scratch, context)
+}
+
+#[inline(never)]
+fn decide_translated<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &mut Scratch,
+    context: &Deferred,
+) -> Option<Reason> {
+    let interface = scratch.key.interface;
+    let endpoint = tables.endpoint(interface)?;
+    let packet = &scratch.packet;
+    if endpoint.owns(&packet.destination) {
+        return Some(Reason::Itself);
+    }
+    let (mut number, mut port) = (packet.protocol, scratch.key.remote_port);
+    if matches!(packet.kind, Kind::Error)
+        && quote(frame, packet, &mut scratch.quoted)
+        && scratch.quoted.source == packet.destination
+    {
+        // It answers a packet of the quoted flow: whether the pod may speak to who sent that.
+        number = scratch.quoted.protocol;
+        port = scratch.quoted.source_port;
+    }
+    let about = About {
+        endpoint,
+        protocol: number,
+        direction: Direction::Egress,
+    };
+    let tracked = packet.tracked();
+    let known = tracked && tables.opening(&scratch.key).is_some();
+    let ticket = tables.ticket(context.deferral.ticket);
+    let mut ticketed = false;
+    if let Some(key) = ticket
+        && tracked
+        && key.interface == interface
+    {
+        scratch.other = key;
+        ticketed = true;
+    }
+    let service = &scratch.other;
+    let remote = &packet.destination;
+    let Err(NotAllowed) = permit(tables, &about, endpoint.egress, remote, port) else {
+        if tracked {
+            if endpoint.egress.ruleset().is_some() {
+                scratch.flow = Flow::open(context.epoch, Direction::Egress, 0, context.now);
+                tables.remember(&scratch.key, &scratch.flow);
+            }
+            if ticketed {
+                resolve(tables, packet, endpoint, service, context.epoch);
+            }
+        }
+        if matches!(packet.piece, Piece::First) {
+            note_fragment(tables, packet, interface, context.now);
+        }
+        return None;
+    };
+    let reason = if known {
+        Reason::Revoked
+    } else if matches!(packet.kind, Kind::Portless) {
+        Reason::Fragment
+    } else if packet.strays() {
+        Reason::NoFlow
+    } else {
+        Reason::Denied
+    };
+    tables.count(endpoint.slot, Direction::Egress, reason, frame.len());
+    tables.report(
+        frame,
+        &Dropped {
+            packet,
+            parsed: true,
+            service,
+            translated: ticketed,
+            interface,
+            slot: endpoint.slot,
+            direction: Direction::Egress,
+            reason,
+        },
+    );
+    Some(reason)
+}
+
+/// Notes at the flow that the sender knows who answers it.
+#[inline(always)]
+fn resolve<T: Tables>(tables: &T, packet: &Packet, endpoint: &Endpoint, key: &FlowKey, epoch: u32) {
+    // The ticket may have been taken by another flow of this pod that came in the same batch of packets. The port tells,
+    // unless masquerade has changed it, which changes the address too.
+    let same = key.protocol == packet.protocol as u32
+        && (key.local_port == packet.source_port || !endpoint.owns(&packet.source));
+    if same
+        && let Some(place) = find(tables, key)
+        && place.load().deferred()
+    {
+        place.resolve(&packet.destination, packet.destination_port, epoch);
+    }
+}
+
+/// Whose rules are asked, and what about.
+struct About<'a> {
+    endpoint: &'a Endpoint,
+    protocol: u8,
+    /// Of the packet.
     direction: Direction,
-    endpoint: &Endpoint,
-    packet: &Packet,
-    key: &FlowKey,
-    origin: Direction,
+}
+
+/// Why a conversation with `remote`, opened in a direction in which the pod is isolated like this, is allowed. `port` is that
+/// of the side to which it was opened.
+#[inline(always)]
+fn permit<T: Tables>(
+    tables: &T,
+    about: &About<'_>,
+    isolation: Isolation,
+    remote: &Address,
+    port: u16,
 ) -> Result<Reason, NotAllowed> {
-    let Some(ruleset) = endpoint.isolation(origin).ruleset() else {
+    let Some(ruleset) = isolation.ruleset() else {
         return Ok(Reason::Open);
     };
-    let remote = &key.remote;
-    let peer = peer(tables, remote);
-    // The pod's own node, both ways. A connection that kube-proxy has translated to a node address came in by a device: it
-    // is not the node.
-    if peer.is_node() && (matches!(direction, Direction::Egress) || frame.came_in_by() == 0) {
-        return Ok(Reason::Node);
-    }
-    // A pod of one family lacks the other address, and `::` on the wire is nobody.
-    if *remote != Address::NONE && (*remote == endpoint.ipv4 || *remote == endpoint.ipv6) {
+    if about.endpoint.owns(remote) {
         return Ok(Reason::Itself);
     }
-    // The port of the side to which the flow was opened.
-    let port = match origin {
-        Direction::Ingress => key.local_port,
-        Direction::Egress => key.remote_port,
-    };
-    let set = rule(tables, ruleset, peer.class);
-    tables.trace(frame.interface(), Step::Judged(origin, peer.class, set));
-    if set == ALL_PORTS || (set != NO_PORTS && tables.port(set, packet.protocol, port)) {
+    if allowed(tables, about, ruleset, remote, port) {
         Ok(Reason::Rule)
     } else {
         Err(NotAllowed)
     }
 }
 
-/// What is known about an address: as a single one first, because the trie is three times slower.
+/// Whether a ruleset allows a protocol and a port to an address.
+#[inline(never)]
+fn allowed<T: Tables>(
+    tables: &T,
+    about: &About<'_>,
+    ruleset: RulesetId,
+    remote: &Address,
+    port: u16,
+) -> bool {
+    let class = class(tables, remote);
+    let set = rule(tables, ruleset, class);
+    tables.trace(about.endpoint, Step::Judged(about.direction, class, set));
+    set == ALL_PORTS || (set != NO_PORTS && tables.port(set, about.protocol, port))
+}
+
+/// The flags of an address.
 #[inline(always)]
-fn peer<T: Tables>(tables: &T, address: &Address) -> Peer {
-    if let Some(peer) = tables.host(address) {
-        return peer;
+fn host<T: Tables>(tables: &T, address: &Address) -> u32 {
+    match tables.host(address) {
+        Some(peer) => peer.flags,
+        None => 0,
     }
-    tables.net(address).unwrap_or_default()
+}
+
+/// The class of an address: as a single one first, because the trie is three times slower.
+#[inline(always)]
+fn class<T: Tables>(tables: &T, address: &Address) -> ClassId {
+    match tables.host(address) {
+        Some(peer) => peer.class,
+        None => match tables.net(address) {
+            Some(peer) => peer.class,
+            None => NO_CLASS,
+        },
+    }
 }
 
 /// What a class may use: its own row, or else what everybody may.

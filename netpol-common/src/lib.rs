@@ -26,17 +26,24 @@
 
 mod address;
 mod flow;
+mod guard;
 mod judge;
 mod packet;
+mod parse;
 mod tables;
 mod verdict;
 
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowRef, Phase, TICK_SHIFT, Tick, lifetime};
-pub use judge::{Step, Tables, judge};
-pub use packet::{Frame, Packet, Parsed, Probe, icmp, parse, protocol, tcp};
+pub use judge::{Step, Tables, host_egress, judge};
+pub use packet::{
+    Dropped, FRAGMENT_LIFETIME, Frame, Kind, Packet, Parsed, Piece, Scratch, chunk, icmp, is_group,
+    is_loopback, protocol, tcp,
+};
+pub use parse::parse;
 pub use tables::{
-    ALL_PORTS, ClassId, Endpoint, Isolation, NO_CLASS, NO_PORTS, Peer, PortKey, PortSetId, RuleKey,
-    RulesetId, Tally, map, size,
+    ALL_PORTS, Budget, ClassId, Deferral, Endpoint, Event, Fragment, FragmentKey, Isolation,
+    MarkField, NO_CLASS, NO_PORTS, Peer, PortKey, PortSetId, RuleKey, RulesetId, Tally, TunnelKey,
+    lost, map, size,
 };
 pub use verdict::{Direction, Reason};

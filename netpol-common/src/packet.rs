@@ -1,16 +1,21 @@
-//! Parsing: from the bytes of a frame to what a policy can say about it.
+//! What the decision procedure knows of a packet.
 
-use crate::{Address, Direction, FlowKey, Reason};
+use crate::{
+    Address, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, Reason, Tick,
+};
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers").
 #[expect(missing_docs, reason = "names of the registry")]
 pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
+    pub const IPV4: u8 = 4;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const IPV6: u8 = 41;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
+    pub const GRE: u8 = 47;
     pub const AUTHENTICATION: u8 = 51;
     pub const ICMPV6: u8 = 58;
     pub const DESTINATION: u8 = 60;
@@ -29,11 +34,27 @@ pub mod tcp {
     pub const ACK: u8 = 0x10;
 }
 
+/// Types of SCTP chunks (RFC 9260 section 3.2).
+#[expect(missing_docs, reason = "names of the RFC")]
+pub mod chunk {
+    pub const INIT: u8 = 1;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
 /// ICMP and ICMPv6 types (IANA "ICMP Parameters", "ICMPv6 Parameters").
 #[expect(missing_docs, reason = "names of the registry")]
 pub mod icmp {
     pub const ECHO_REPLY: u8 = 0;
+    pub const UNREACHABLE: u8 = 3;
+    pub const SOURCE_QUENCH: u8 = 4;
+    pub const REDIRECT: u8 = 5;
     pub const ECHO_REQUEST: u8 = 8;
+    pub const ROUTER_ADVERTISEMENT: u8 = 9;
+    pub const TIME_EXCEEDED: u8 = 11;
+    pub const PARAMETER_PROBLEM: u8 = 12;
+    pub const V6_UNREACHABLE: u8 = 1;
+    pub const V6_PARAMETER_PROBLEM: u8 = 4;
     pub const V6_ECHO_REQUEST: u8 = 128;
     pub const V6_ECHO_REPLY: u8 = 129;
     pub const V6_LISTENER_QUERY: u8 = 130;
@@ -45,20 +66,6 @@ pub mod icmp {
     pub const V6_REDIRECT: u8 = 137;
     pub const V6_LISTENER_REPORT_V2: u8 = 143;
 }
-
-/// EtherTypes (IEEE 802).
-mod ether_type {
-    pub const IPV4: u16 = 0x0800;
-    pub const ARP: u16 = 0x0806;
-    pub const IPV6: u16 = 0x86dd;
-}
-
-/// How many IPv6 extension headers are followed.
-const MAX_EXTENSIONS: usize = 8;
-/// Length of an Ethernet header.
-const ETHERNET: usize = 14;
-/// The first extension header of an IPv6 packet.
-const IPV6_PAYLOAD: usize = ETHERNET + 40;
 
 /// A frame as the hook sees it.
 pub trait Frame {
@@ -72,6 +79,10 @@ pub trait Frame {
     fn came_in_by(&self) -> u32;
     /// Whether a VLAN tag was taken off the frame into the metadata (`__sk_buff.vlan_present`).
     fn tagged(&self) -> bool;
+    /// The mark that the packet carries through this node (`__sk_buff.mark`).
+    fn mark(&self) -> u32;
+    /// Sets the mark.
+    fn set_mark(&self, mark: u32);
     /// Whether there is nothing in the frame.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -85,35 +96,66 @@ pub struct Packet {
     pub source: Address,
     /// Destination address.
     pub destination: Address,
-    /// IP protocol number of the first header that is not an extension.
-    pub protocol: u8,
-    /// TCP flags; 0 for other protocols.
-    pub tcp_flags: u8,
-    /// What is special about it.
-    pub probe: Probe,
     /// Source port in host byte order, the identifier of an ICMP echo, or 0.
     pub source_port: u16,
     /// Destination port in host byte order, the identifier of an ICMP echo, or 0.
     pub destination_port: u16,
+    /// IP protocol number of the first header that is not an extension.
+    pub protocol: u8,
+    /// TCP flags, the type of the first SCTP chunk, or the ICMP type; 0 for other protocols.
+    pub flags: u8,
+    /// What is special about it.
+    pub kind: Kind,
+    /// Which part of a datagram it is.
+    pub piece: Piece,
+    /// Offset of the transport header in the frame.
+    pub at: u32,
+    /// Offset of the end of the packet in the frame.
+    pub end: u32,
+    /// The identification of a fragment, as it stands in [`FragmentKey`].
+    pub id: u32,
+    /// Where a fragment begins, in bytes of the fragmentable part.
+    pub offset: u16,
+    /// Bytes of the fragmentable part up to the end of the transport header.
+    pub headers: u16,
 }
 
 /// Packets that are not simply "one of a flow".
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Probe {
+pub enum Kind {
     /// An ordinary packet.
-    None,
+    Plain = 0,
     /// An ICMP echo request.
-    EchoRequest,
+    EchoRequest = 1,
     /// An ICMP echo reply.
-    EchoReply,
+    EchoReply = 2,
+    /// An ICMP error: it belongs to the flow of the packet that it quotes.
+    Error = 3,
+    /// A fragment of which nobody knows the ports.
+    Portless = 4,
 }
 
-/// What [`parse`] could make of a frame.
+/// Which part of a datagram a packet is.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Piece {
+    /// All of it.
+    Whole = 0,
+    /// The first fragment, with the transport header.
+    First = 1,
+    /// Another fragment.
+    Later = 2,
+}
+
+/// What [`crate::parse`] could make of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Parsed {
-    /// An IP packet whose transport header is there.
-    Packet(Packet),
-    /// ARP, neighbour discovery or multicast listener discovery that cannot leave the link.
+    /// An IP packet whose transport header is there, or a fragment.
+    Packet,
+    /// ARP.
+    Arp,
+    /// Neighbour discovery (RFC 4861) or multicast listener discovery (RFC 3810) that no router has passed on.
     Neighbour,
     /// A router advertisement or redirect.
     Router,
@@ -121,7 +163,56 @@ pub enum Parsed {
     Opaque(Reason),
 }
 
+/// What is too large for the stack of an eBPF program: one for each CPU, used by one packet at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// The packet.
+    pub packet: Packet,
+    /// What an ICMP error quotes.
+    pub quoted: Packet,
+    /// The key of its flow.
+    pub key: FlowKey,
+    /// The key of another flow that is looked at on the way.
+    pub other: FlowKey,
+    /// Its flow.
+    pub flow: Flow,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let packet = Packet::between(Address::NONE, Address::NONE);
+        let key = packet.flow_key(0, Direction::Ingress);
+        Self {
+            packet,
+            quoted: packet,
+            key,
+            other: key,
+            flow: Flow::open(0, Direction::Ingress, 0, 0),
+        }
+    }
+}
+
 impl Packet {
+    /// A packet of which only the addresses are known.
+    #[inline(always)]
+    pub const fn between(source: Address, destination: Address) -> Self {
+        Self {
+            source,
+            destination,
+            source_port: 0,
+            destination_port: 0,
+            protocol: 0,
+            flags: 0,
+            kind: Kind::Plain,
+            piece: Piece::Whole,
+            at: 0,
+            end: 0,
+            id: 0,
+            offset: 0,
+            headers: 0,
+        }
+    }
+
     /// The address of the other end.
     #[inline(always)]
     pub const fn remote(&self, direction: Direction) -> Address {
@@ -139,12 +230,14 @@ impl Packet {
             Direction::Egress => (self.destination, self.source_port, self.destination_port),
         };
         // Both ends ping with identifiers of their own choice: whose request it is belongs to the key.
-        let peer_asks = match (self.probe, direction) {
-            (Probe::None, _) => None,
-            (Probe::EchoRequest, Direction::Ingress) | (Probe::EchoReply, Direction::Egress) => {
+        let peer_asks = match (self.kind, direction) {
+            (Kind::EchoRequest, Direction::Ingress) | (Kind::EchoReply, Direction::Egress) => {
                 Some(1)
             }
-            _ => Some(0),
+            (Kind::EchoRequest, Direction::Egress) | (Kind::EchoReply, Direction::Ingress) => {
+                Some(0)
+            }
+            _ => None,
         };
         if let Some(who) = peer_asks {
             local_port = self.source_port;
@@ -159,214 +252,189 @@ impl Packet {
         }
     }
 
-    /// Whether this is the first packet of a TCP connection (SYN without ACK).
+    /// Whether this is the first packet of a TCP connection (SYN without ACK) or of an SCTP association (INIT).
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.protocol == protocol::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        match self.protocol {
+            protocol::TCP => self.flags & (tcp::SYN | tcp::ACK) == tcp::SYN,
+            protocol::SCTP => self.flags == chunk::INIT,
+            _ => false,
+        }
     }
 
-    /// Whether a TCP packet opens nothing: without a flow it is a stray of a connection that nobody remembers.
+    /// Whether this ends a conversation at once.
+    #[inline(always)]
+    pub const fn aborts(&self) -> bool {
+        match self.protocol {
+            protocol::TCP => self.flags & tcp::RST != 0,
+            protocol::SCTP => matches!(self.flags, chunk::ABORT | chunk::SHUTDOWN_COMPLETE),
+            _ => false,
+        }
+    }
+
+    /// Whether this is the last that its sender has to say.
+    #[inline(always)]
+    pub const fn finishes(&self) -> bool {
+        self.protocol == protocol::TCP && self.flags & tcp::FIN != 0
+    }
+
+    /// Whether a packet opens nothing: without a flow it is a stray of a conversation that nobody remembers.
     #[inline(always)]
     pub const fn strays(&self) -> bool {
-        self.protocol == protocol::TCP && !self.opens()
-    }
-}
-
-/// Parses a frame.
-#[inline(always)]
-pub fn parse<F: Frame>(frame: &F) -> Parsed {
-    if frame.tagged() {
-        return Parsed::Opaque(Reason::EtherType);
-    }
-    // One call for the Ethernet header and the shortest IPv4 header: what every packet has to have.
-    let Some(h) = frame.load::<34>(0) else {
-        return Parsed::Opaque(Reason::Malformed);
-    };
-    match u16::from_be_bytes([h[12], h[13]]) {
-        ether_type::IPV4 => ipv4(frame, &h),
-        ether_type::IPV6 => ipv6(frame),
-        ether_type::ARP => Parsed::Neighbour,
-        _ => Parsed::Opaque(Reason::EtherType),
-    }
-}
-
-/// RFC 791 section 3.1.
-#[inline(always)]
-fn ipv4<F: Frame>(frame: &F, start: &[u8; 34]) -> Parsed {
-    let h = &start[ETHERNET..];
-    let header = (h[0] & 0x0f) as usize * 4;
-    let total = u16::from_be_bytes([h[2], h[3]]) as usize;
-    // A total length of 0 is a GSO packet of more than 64 KiB (BIG TCP, include/net/ip.h iph_totlen()).
-    let end = if total == 0 {
-        frame.len() as usize
-    } else {
-        ETHERNET + total
-    };
-    if h[0] >> 4 != 4 || header < 20 || end < ETHERNET + header || end > frame.len() as usize {
-        return Parsed::Opaque(Reason::Malformed);
-    }
-    // The fragment offset: later fragments carry no ports. The first one (offset 0, more to come) does.
-    if u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0 {
-        return Parsed::Opaque(Reason::Fragment);
-    }
-    let source = Address::v4([h[12], h[13], h[14], h[15]]);
-    let destination = Address::v4([h[16], h[17], h[18], h[19]]);
-    transport(frame, source, destination, h[9], ETHERNET + header, end)
-}
-
-/// RFC 8200 sections 3 and 4.
-#[inline(always)]
-fn ipv6<F: Frame>(frame: &F) -> Parsed {
-    // One after the other: out of three results that are looked at together the compiler makes reads of stack that was never
-    // written, which older verifiers refuse.
-    let Some(h) = frame.load::<8>(ETHERNET) else {
-        return Parsed::Opaque(Reason::Malformed);
-    };
-    let Some(source) = frame.load(ETHERNET + 8).map(Address) else {
-        return Parsed::Opaque(Reason::Malformed);
-    };
-    let Some(destination) = frame.load(ETHERNET + 24).map(Address) else {
-        return Parsed::Opaque(Reason::Malformed);
-    };
-    let payload = u16::from_be_bytes([h[4], h[5]]) as usize;
-    // A payload length of 0 is a jumbogram (RFC 2675): on a node that is a GSO packet (BIG TCP).
-    let end = if payload == 0 {
-        frame.len() as usize
-    } else {
-        IPV6_PAYLOAD + payload
-    };
-    if h[0] >> 4 != 6 || end > frame.len() as usize || source.is_v4() || destination.is_v4() {
-        return Parsed::Opaque(Reason::Malformed);
-    }
-    let mut next = h[6];
-    let mut at = IPV6_PAYLOAD;
-    let mut settled = false;
-    for _ in 0..=MAX_EXTENSIONS {
-        match next {
-            protocol::HOP_BY_HOP
-            | protocol::ROUTING
-            | protocol::DESTINATION
-            | protocol::MOBILITY
-            | protocol::HIP
-            | protocol::SHIM6
-            | protocol::AUTHENTICATION => {
-                let Some(e) = frame.load::<4>(at) else {
-                    return Parsed::Opaque(Reason::Malformed);
-                };
-                // Segments left: the destination in the header is not where the packet ends.
-                if next == protocol::ROUTING && e[3] != 0 {
-                    return Parsed::Opaque(Reason::Extensions);
-                }
-                // RFC 4302 counts in words less two, everything else in eight bytes less one.
-                at += if next == protocol::AUTHENTICATION {
-                    8 + e[1] as usize * 4
-                } else {
-                    8 + e[1] as usize * 8
-                };
-                next = e[0];
-            }
-            protocol::FRAGMENT => {
-                let Some(e) = frame.load::<8>(at) else {
-                    return Parsed::Opaque(Reason::Malformed);
-                };
-                if u16::from_be_bytes([e[2], e[3]]) & 0xfff8 != 0 {
-                    return Parsed::Opaque(Reason::Fragment);
-                }
-                at += 8;
-                next = e[0];
-            }
-            _ => {
-                settled = true;
-                break;
-            }
+        match self.protocol {
+            protocol::TCP | protocol::SCTP => !self.opens(),
+            _ => matches!(self.kind, Kind::EchoReply),
         }
     }
-    if !settled {
-        return Parsed::Opaque(Reason::Extensions);
+
+    /// Whether a flow can be kept for it.
+    #[inline(always)]
+    pub const fn tracked(&self) -> bool {
+        !matches!(self.kind, Kind::Error | Kind::Portless)
     }
-    if next == protocol::ICMPV6 {
-        let Some(i) = frame.load::<2>(at) else {
-            return Parsed::Opaque(Reason::Malformed);
-        };
-        let hop_limit = h[7];
-        // Only what a router cannot have passed on (RFC 4861 section 6.1, RFC 3810 section 5): it stays on this link.
-        match i[0] {
-            icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_REDIRECT => return Parsed::Router,
-            icmp::V6_ROUTER_SOLICITATION
-            | icmp::V6_NEIGHBOUR_SOLICITATION
-            | icmp::V6_NEIGHBOUR_ADVERTISEMENT
-                if hop_limit == 255 =>
-            {
-                return Parsed::Neighbour;
-            }
-            icmp::V6_LISTENER_QUERY..=icmp::V6_LISTENER_DONE | icmp::V6_LISTENER_REPORT_V2
-                if hop_limit == 1 =>
-            {
-                return Parsed::Neighbour;
-            }
-            _ => {}
+
+    /// The key that the fragments of this datagram share, when it is judged for the endpoint behind `interface`.
+    #[inline(always)]
+    pub const fn fragment_key(&self, interface: u32) -> FragmentKey {
+        FragmentKey {
+            source: self.source,
+            destination: self.destination,
+            interface,
+            id: self.id,
         }
     }
-    transport(frame, source, destination, next, at, end)
-}
 
-#[inline(always)]
-fn transport<F: Frame>(
-    frame: &F,
-    source: Address,
-    destination: Address,
-    number: u8,
-    at: usize,
-    end: usize,
-) -> Parsed {
-    // The whole fixed header has to be there, inside the length that the IP header states.
-    let header = match number {
-        protocol::TCP => 20,
-        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
-        protocol::SCTP => 12,
-        _ => 0,
-    };
-    if at + header > end {
-        return Parsed::Opaque(Reason::Malformed);
+    /// What this first fragment says for all of them.
+    #[inline(always)]
+    pub const fn fragment(&self, now: Tick) -> Fragment {
+        Fragment {
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            protocol: self.protocol,
+            probe: self.kind as u8,
+            headers: self.headers,
+            seen: now,
+        }
     }
-    let (mut source_port, mut destination_port, mut tcp_flags) = (0, 0, 0);
-    let mut probe = Probe::None;
-    if number == protocol::TCP {
-        let Some(t) = frame.load::<14>(at) else {
-            return Parsed::Opaque(Reason::Malformed);
+
+    /// Completes a later fragment by what the first one said. It opens and ends nothing.
+    #[inline(always)]
+    pub const fn complete(&mut self, first: &Fragment) {
+        self.source_port = first.source_port;
+        self.destination_port = first.destination_port;
+        self.protocol = first.protocol;
+        self.flags = match first.protocol {
+            protocol::TCP => tcp::ACK,
+            _ => 0,
         };
-        source_port = u16::from_be_bytes([t[0], t[1]]);
-        destination_port = u16::from_be_bytes([t[2], t[3]]);
-        tcp_flags = t[13];
-    } else if header != 0 {
-        let Some(t) = frame.load::<8>(at) else {
-            return Parsed::Opaque(Reason::Malformed);
-        };
-        if number == protocol::ICMP || number == protocol::ICMPV6 {
-            probe = match (number, t[0]) {
-                (protocol::ICMP, icmp::ECHO_REQUEST)
-                | (protocol::ICMPV6, icmp::V6_ECHO_REQUEST) => Probe::EchoRequest,
-                (protocol::ICMP, icmp::ECHO_REPLY) | (protocol::ICMPV6, icmp::V6_ECHO_REPLY) => {
-                    Probe::EchoReply
-                }
-                _ => Probe::None,
-            };
-            if !matches!(probe, Probe::None) {
-                source_port = u16::from_be_bytes([t[4], t[5]]);
-                destination_port = source_port;
-            }
+        self.kind = if first.probe == Kind::EchoRequest as u8 {
+            Kind::EchoRequest
+        } else if first.probe == Kind::EchoReply as u8 {
+            Kind::EchoReply
+        } else if first.probe == Kind::Error as u8 {
+            Kind::Portless
         } else {
-            source_port = u16::from_be_bytes([t[0], t[1]]);
-            destination_port = u16::from_be_bytes([t[2], t[3]]);
+            Kind::Plain
+        };
+    }
+}
+
+/// How long the fragments of a datagram may keep coming, in [`Tick`]s: as long as the kernel waits for them (60 s for IPv6,
+/// `IPV6_FRAG_TIMEOUT`).
+pub const FRAGMENT_LIFETIME: Tick = 56;
+
+/// A packet that is dropped, for the record.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropped<'a> {
+    /// The packet.
+    pub packet: &'a Packet,
+    /// Whether it could be parsed.
+    pub parsed: bool,
+    /// Under which key the sender knows a flow that was judged after translation.
+    pub service: &'a FlowKey,
+    /// Whether it was judged after translation, and the key is known.
+    pub translated: bool,
+    /// The host interface of the endpoint whose rules dropped it.
+    pub interface: u32,
+    /// The endpoint.
+    pub slot: u32,
+    /// Seen from the endpoint.
+    pub direction: Direction,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl Dropped<'_> {
+    /// Writes every field of the record. `time` in nanoseconds of `CLOCK_MONOTONIC`.
+    #[inline(always)]
+    pub fn write<F: Frame>(&self, frame: &F, time: u64, event: &mut Event) {
+        event.time = time;
+        event.interface = self.interface;
+        event.slot = self.slot;
+        event.length = frame.len();
+        event.device = frame.interface();
+        event.direction = self.direction as u8;
+        event.reason = self.reason as u8;
+        event.ether_type = match frame.load::<2>(12) {
+            Some(ether_type) => u16::from_be_bytes(ether_type),
+            None => 0,
+        };
+        event.pad = 0;
+        event.source = Address::NONE;
+        event.destination = Address::NONE;
+        event.source_port = 0;
+        event.destination_port = 0;
+        event.protocol = 0;
+        event.tcp_flags = 0;
+        if self.parsed {
+            let packet = self.packet;
+            event.source = packet.source;
+            event.destination = packet.destination;
+            event.source_port = packet.source_port;
+            event.destination_port = packet.destination_port;
+            event.protocol = packet.protocol;
+            if packet.protocol == protocol::TCP {
+                event.tcp_flags = packet.flags;
+            }
+        }
+        event.service = Address::NONE;
+        event.service_port = 0;
+        if self.translated {
+            event.service = self.service.remote;
+            event.service_port = self.service.remote_port;
+            // The sender's own port: masquerade may have changed it.
+            event.source_port = self.service.local_port;
         }
     }
-    Parsed::Packet(Packet {
-        source,
-        destination,
-        protocol: number,
-        tcp_flags,
-        probe,
-        source_port,
-        destination_port,
-    })
+}
+
+/// Whether an IP address is one that a node must never see on a wire (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5.3).
+#[inline(always)]
+pub fn is_loopback(address: &Address) -> bool {
+    if address.is_v4() {
+        address.0[12] == 127
+    } else {
+        *address == Address::LOOPBACK
+    }
+}
+
+/// Whether an address is of a group: multicast or the limited broadcast address.
+#[inline(always)]
+pub fn is_group(address: &Address) -> bool {
+    if address.is_v4() {
+        address.0[12] >= 224 && (address.0[12] < 240 || address.0[12] == 255)
+    } else {
+        address.0[0] == 0xff
+    }
+}
+
+/// Whether two hardware addresses are the same; an unknown one of the endpoint is any.
+#[inline(always)]
+pub fn is_mac_of(endpoint: &Endpoint, mac: [u8; 6]) -> bool {
+    let own = &endpoint.mac;
+    let high = u32::from_ne_bytes([own[0], own[1], own[2], own[3]]);
+    let low = u16::from_ne_bytes([own[4], own[5]]);
+    (high == u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]])
+        && low == u16::from_ne_bytes([mac[4], mac[5]]))
+        || (high == 0 && low == 0)
 }

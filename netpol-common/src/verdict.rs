@@ -53,27 +53,38 @@ pub enum Reason {
     Untracked = 6,
     /// Passed: the interface belongs to no endpoint (yet).
     Unknown = 7,
+    /// Passed on: to an address behind which somebody else answers; judged where the packet leaves for its real
+    /// destination.
+    Deferred = 8,
+    /// Passed: an ICMP error that quotes a packet of a flow that the current tables allow.
+    Related = 9,
     /// Dropped: no rule allows it.
-    Denied = 8,
+    Denied = 10,
     /// Dropped: it belongs to a flow that was allowed when it was opened and is not any more.
-    Revoked = 9,
+    Revoked = 11,
     /// Dropped: it opens nothing, belongs to no known flow, and no rule allows it.
-    NoFlow = 10,
+    NoFlow = 12,
     /// Dropped: a header is malformed or cut off.
-    Malformed = 11,
+    Malformed = 13,
     /// Dropped: not ARP, IPv4 or IPv6, or with a VLAN tag.
-    EtherType = 12,
-    /// Dropped: a fragment without ports whose first fragment is not known.
-    Fragment = 13,
+    EtherType = 14,
+    /// Dropped: a fragment whose first fragment is not known, or that would overwrite the headers in it.
+    Fragment = 15,
     /// Dropped: more IPv6 extension headers than the parser follows, or a route that does not end at the destination address.
-    Extensions = 14,
+    Extensions = 16,
     /// Dropped: a router advertisement or redirect sent by a pod.
-    Router = 15,
+    Router = 17,
+    /// Dropped: a pod sent it with an address that is not its own, or to an address that has no place on a wire.
+    Spoofed = 18,
+    /// Dropped: it came to a pod whose address is not its destination.
+    Astray = 19,
+    /// Dropped: a pod sent a packet in an envelope that the node would open, past every rule.
+    Tunnel = 20,
 }
 
 impl Reason {
     /// How many reasons there are; statistics are indexed by them.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 21;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -85,6 +96,8 @@ impl Reason {
         Self::Neighbour,
         Self::Untracked,
         Self::Unknown,
+        Self::Deferred,
+        Self::Related,
         Self::Denied,
         Self::Revoked,
         Self::NoFlow,
@@ -93,6 +106,9 @@ impl Reason {
         Self::Fragment,
         Self::Extensions,
         Self::Router,
+        Self::Spoofed,
+        Self::Astray,
+        Self::Tunnel,
     ];
 
     /// Whether a packet with this reason goes on.
@@ -112,6 +128,8 @@ impl Reason {
             Self::Neighbour => "neighbour",
             Self::Untracked => "untracked",
             Self::Unknown => "unknown",
+            Self::Deferred => "deferred",
+            Self::Related => "related",
             Self::Denied => "denied",
             Self::Revoked => "revoked",
             Self::NoFlow => "no-flow",
@@ -120,6 +138,9 @@ impl Reason {
             Self::Fragment => "fragment",
             Self::Extensions => "extensions",
             Self::Router => "router",
+            Self::Spoofed => "spoofed",
+            Self::Astray => "astray",
+            Self::Tunnel => "tunnel",
         }
     }
 }

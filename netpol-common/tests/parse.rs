@@ -1,7 +1,8 @@
 //! The parser on every kind of header, whole and cut off, and on arbitrary bytes.
 
 use netpol_common::{
-    Address, Direction, Frame, Packet, Parsed, Probe, Reason, icmp, parse, protocol, tcp,
+    Address, Direction, Frame, Kind as PacketKind, Packet, Parsed, Reason, Scratch, icmp, parse,
+    protocol, tcp,
 };
 use proptest::prelude::*;
 
@@ -23,12 +24,18 @@ impl Frame for Bytes<'_> {
     fn tagged(&self) -> bool {
         self.1
     }
+    fn mark(&self) -> u32 {
+        0
+    }
+    fn set_mark(&self, _: u32) {}
 }
 
 /// What kind of frame it is, and the packet if it is one.
 fn parsed(bytes: &[u8]) -> (Kind, Option<Packet>) {
-    match parse(&Bytes(bytes, false)) {
-        Parsed::Packet(packet) => (Kind::Packet, Some(packet)),
+    let mut packet = Scratch::default().packet;
+    match parse(&Bytes(bytes, false), &mut packet) {
+        Parsed::Packet => (Kind::Packet, Some(packet)),
+        Parsed::Arp => (Kind::Arp, None),
         Parsed::Neighbour => (Kind::Neighbour, None),
         Parsed::Router => (Kind::Router, None),
         Parsed::Opaque(reason) => (Kind::Opaque(reason), None),
@@ -42,6 +49,7 @@ fn packet(bytes: &[u8]) -> Packet {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Packet,
+    Arp,
     Neighbour,
     Router,
     Opaque(Reason),
@@ -284,7 +292,7 @@ fn discovery_passes_only_where_no_router_can_have_passed_it_on() {
 
 #[test]
 fn frames_that_are_not_ip() {
-    assert_eq!(parsed(&ethernet(0x0806, &[0; 28])).0, Kind::Neighbour);
+    assert_eq!(parsed(&ethernet(0x0806, &[0; 28])).0, Kind::Arp);
     for kind in [0x8100, 0x88a8, 0x8847, 0x8863, 0x8864, 0x0026, 0x9999] {
         assert_eq!(
             parsed(&ethernet(kind, &[0; 60])).0,
@@ -294,7 +302,7 @@ fn frames_that_are_not_ip() {
     // The tag is in the metadata, the frame looks like an ordinary one.
     let frame = v4(protocol::TCP, 0, &tcp_header(tcp::SYN));
     assert!(matches!(
-        parse(&Bytes(&frame, true)),
+        parse(&Bytes(&frame, true), &mut Scratch::default().packet),
         Parsed::Opaque(Reason::EtherType)
     ));
 }
@@ -308,8 +316,8 @@ fn an_echo_and_its_reply_are_one_flow_and_two_pingers_are_two() {
     let asks = echo(icmp::ECHO_REQUEST, 7);
     let answers = echo(icmp::ECHO_REPLY, 7);
     assert_eq!(
-        (asks.probe, answers.probe),
-        (Probe::EchoRequest, Probe::EchoReply)
+        (asks.kind, answers.kind),
+        (PacketKind::EchoRequest, PacketKind::EchoReply)
     );
     // The peer's address differs here (both frames go FROM -> TO), everything else is equal.
     let key = |p: &Packet, d| {

@@ -73,4 +73,23 @@ impl Frame for Skb {
         // SAFETY: as above.
         unsafe { (*self.raw()).vlan_present != 0 }
     }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
+        set_mark(self.raw(), mark);
+    }
+}
+
+/// A function of its own: where the field is read too, the compiler keeps its address, and the verifier takes no context
+/// pointer but the one to its beginning ("dereference of modified ctx ptr").
+#[inline(never)]
+fn set_mark(skb: *mut __sk_buff, mark: u32) {
+    // SAFETY: the verifier allows writes of this context field, and nobody else has the packet.
+    unsafe { (*skb).mark = mark }
 }

@@ -14,31 +14,55 @@ mod programs {
         macros::classifier,
         programs::TcContext,
     };
-    use netpol_common::{Direction, judge};
+    use netpol_common::{Direction, Reason, Scratch, host_egress as host_egress_of, judge};
 
-    use crate::{frame::Skb, maps::Kernel};
+    use crate::{
+        frame::Skb,
+        maps::{Kernel, scratch},
+    };
 
     /// `TC_ACT_UNSPEC` passes and lets the other programs on the device have their say.
     #[inline(always)]
-    fn verdict(ctx: TcContext, direction: Direction) -> i32 {
-        let skb = Skb::new(ctx);
-        if judge(&skb, &Kernel::of(&skb), direction).passes() {
+    fn action(reason: Reason) -> i32 {
+        if reason.passes() {
             TC_ACT_UNSPEC
         } else {
             TC_ACT_SHOT as i32
         }
     }
 
+    /// Without scratch memory, which an array always has, nothing is known: nothing passes.
+    #[inline(always)]
+    fn run(ctx: TcContext, judge: impl FnOnce(&Skb, &Kernel<'_>, &mut Scratch) -> Reason) -> i32 {
+        let skb = Skb::new(ctx);
+        match scratch() {
+            Some(scratch) => action(judge(&skb, &Kernel::of(&skb), scratch)),
+            None => TC_ACT_SHOT as i32,
+        }
+    }
+
     /// Ingress of the host side of a pod's veth: what the pod sends.
     #[classifier]
     pub fn pod_egress(ctx: TcContext) -> i32 {
-        verdict(ctx, Direction::Egress)
+        run(ctx, |skb, tables, scratch| {
+            judge(skb, tables, scratch, Direction::Egress)
+        })
     }
 
     /// Egress of the host side of a pod's veth: what the pod receives.
     #[classifier]
     pub fn pod_ingress(ctx: TcContext) -> i32 {
-        verdict(ctx, Direction::Ingress)
+        run(ctx, |skb, tables, scratch| {
+            judge(skb, tables, scratch, Direction::Ingress)
+        })
+    }
+
+    /// Egress of every other device: what a pod has sent to a Service or its node, on its way to whoever answers.
+    #[classifier]
+    pub fn host_egress(ctx: TcContext) -> i32 {
+        run(ctx, |skb, tables, scratch| {
+            host_egress_of(skb, tables, scratch)
+        })
     }
 
     /// `bpf_ktime_get_coarse_ns` and others are for programs under a GPL-compatible licence only.

@@ -3,15 +3,16 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::bpf_ktime_get_coarse_ns,
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+    helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::btf_map,
     programs::TcContext,
 };
 use aya_log_ebpf::info;
 use netpol_common::{
-    Address, ClassId, Direction, Endpoint, Flow, FlowKey, FlowRef, Packet, Peer, PortKey,
-    PortSetId, Reason, RuleKey, Step, TICK_SHIFT, Tables, Tally, Tick, size,
+    Address, Budget, ClassId, Direction, Dropped, Endpoint, Event, Flow, FlowKey, FlowRef,
+    Fragment, FragmentKey, Frame, MarkField, Packet, Peer, PortKey, PortSetId, Reason, RuleKey,
+    Scratch, Step, TICK_SHIFT, Tables, Tally, Tick, TunnelKey, lost, size,
 };
 
 use crate::frame::Skb;
@@ -32,6 +33,23 @@ static PORTS: LpmTrie<PortKey, u8, { size::PORTS as usize }> = LpmTrie::new();
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS as usize }> = LruHashMap::new();
 #[btf_map]
+static OPENING: LruHashMap<FlowKey, Flow, { size::OPENING as usize }> = LruHashMap::new();
+#[btf_map]
+static SLOTS: Array<u32, { size::SLOTS as usize }> = Array::new();
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { size::FRAGMENTS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+static TICKETS: PerCpuArray<FlowKey, { size::TICKETS as usize }> = PerCpuArray::new();
+#[btf_map]
+static TUNNELS: HashMap<TunnelKey, u32, { size::TUNNELS as usize }> = HashMap::new();
+#[btf_map]
+static EVENTS: RingBuf<Event, { size::EVENTS as usize }> = RingBuf::new();
+#[btf_map]
+static BUDGETS: PerCpuArray<Budget, { size::SLOTS as usize * 2 }> = PerCpuArray::new();
+#[btf_map]
+static LOST: PerCpuArray<u64, { lost::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
 static STATS: PerCpuArray<Tally, { size::SLOTS as usize * 2 * Reason::COUNT }> = PerCpuArray::new();
 #[btf_map]
 static EPOCH: Array<u32, 1> = Array::new();
@@ -40,6 +58,25 @@ static EPOCH: Array<u32, 1> = Array::new();
 /// knows its value and takes all of the logging out of programs that are not.
 #[unsafe(no_mangle)]
 static TRACE: Global<u8> = Global::new(0);
+
+/// The bits of the mark that are ours. Read-only, as [`TRACE`].
+#[unsafe(no_mangle)]
+static MARK_MASK: Global<u32> = Global::new(MarkField::DEFAULT.mask);
+/// The number of bits below them.
+#[unsafe(no_mangle)]
+static MARK_SHIFT: Global<u32> = Global::new(MarkField::DEFAULT.shift);
+
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// This CPU's scratch memory. The programs at the hooks of one CPU do not interrupt each other.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: nobody else has this CPU's element while the program runs, and a program asks for it once.
+    SCRATCH
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}
 
 /// The maps of this object, and the packet for which they are asked (a log record needs its context).
 pub struct Kernel<'a>(&'a Skb);
@@ -61,20 +98,41 @@ impl FlowRef for Place {
         // SAFETY: the kernel keeps the element while the program runs. Word by word, because another CPU may write it.
         unsafe {
             let words = self.0.cast::<u64>();
-            let words = [words.read_volatile(), words.add(1).read_volatile()];
-            core::mem::transmute::<[u64; 2], Flow>(words)
+            let words = [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ];
+            core::mem::transmute::<[u64; 4], Flow>(words)
         }
     }
 
     #[inline(always)]
-    fn store(&self, flow: Flow) {
+    fn store(&self, flow: &Flow) {
         // SAFETY: as above; each word is written whole, and each is valid beside any other one.
         unsafe {
-            let [first, second] = core::mem::transmute::<Flow, [u64; 2]>(flow);
+            let [first, second, ..] = core::mem::transmute::<Flow, [u64; 4]>(*flow);
             let words = self.0.cast::<u64>();
             words.write_volatile(first);
             words.add(1).write_volatile(second);
         }
+    }
+
+    #[inline(always)]
+    fn resolve(&self, backend: &Address, port: u16, epoch: u32) {
+        // Whoever reads it meanwhile, on another CPU, finds a flow of which it is not known who answers.
+        let mut flow = self.load();
+        flow.flags &= !Flow::RESOLVED;
+        self.store(&flow);
+        // SAFETY: as above.
+        unsafe {
+            (*self.0).backend = *backend;
+        }
+        flow.backend_port = port;
+        flow.epoch = epoch;
+        flow.flags |= Flow::RESOLVED;
+        self.store(&flow);
     }
 }
 
@@ -105,9 +163,62 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn remember(&self, key: &FlowKey, flow: Flow) {
+    fn opening(&self, key: &FlowKey) -> Option<Place> {
+        OPENING.get_ptr_mut(key).map(Place)
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &FlowKey, flow: &Flow) {
         // A full table evicts its least recently used entry; only a lack of memory fails. The verdict stands either way.
-        let _ = FLOWS.insert(key, flow, 0);
+        let _ = OPENING.insert(key, flow, 0);
+    }
+
+    #[inline(always)]
+    fn settle(&self, key: &FlowKey, flow: &Flow) {
+        settle(key, flow);
+    }
+
+    #[inline(always)]
+    fn interface_of(&self, slot: u32) -> Option<u32> {
+        SLOTS.get(slot).copied().filter(|interface| *interface != 0)
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: plain data; a torn read is one of two first fragments of the same datagram.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, fragment: Fragment) {
+        note_fragment(key, &fragment);
+    }
+
+    #[inline(always)]
+    fn ticket(&self, number: u32) -> Option<FlowKey> {
+        TICKETS.get(number).copied()
+    }
+
+    #[inline(always)]
+    fn issue(&self, number: u32, key: &FlowKey) {
+        if let Some(ticket) = TICKETS.get_ptr_mut(number) {
+            // SAFETY: this CPU's own element; a hook that reads it runs after this one, in the same context.
+            unsafe { *ticket = *key };
+        }
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, key: TunnelKey) -> bool {
+        // SAFETY: as for endpoints.
+        unsafe { TUNNELS.get(key) }.is_some()
+    }
+
+    #[inline(always)]
+    fn mark_field(&self) -> MarkField {
+        MarkField {
+            mask: MARK_MASK.load(),
+            shift: MARK_SHIFT.load(),
+        }
     }
 
     #[inline(always)]
@@ -149,16 +260,16 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn trace(&self, interface: u32, step: Step<'_>) {
-        if TRACE.load() == 0 {
+    fn report<F: Frame>(&self, frame: &F, dropped: &Dropped<'_>) {
+        report(frame, dropped);
+    }
+
+    #[inline(always)]
+    fn trace(&self, endpoint: &Endpoint, step: Step<'_>) {
+        if TRACE.load() == 0 || endpoint.flags & Endpoint::TRACE == 0 {
             return;
         }
-        if !self
-            .endpoint(interface)
-            .is_some_and(|e| e.flags & Endpoint::TRACE != 0)
-        {
-            return;
-        }
+        let interface = self.0.interface();
         let context = self.0.context();
         match step {
             // A copy, made only here: the address of the packet itself would keep it in memory on the fast path.
@@ -173,6 +284,47 @@ impl Tables for Kernel<'_> {
     }
 }
 
+/// Functions of their own, as everything that few packets need: the stack of the others stays small.
+#[inline(never)]
+fn settle(key: &FlowKey, flow: &Flow) {
+    if FLOWS.insert(key, flow, 0).is_ok() {
+        let _ = OPENING.remove(key);
+    }
+}
+
+#[inline(never)]
+fn note_fragment(key: &FragmentKey, fragment: &Fragment) {
+    let _ = FRAGMENTS.insert(key, fragment, 0);
+}
+
+/// Writes a record of a drop, as long as the endpoint's budget lasts.
+#[inline(never)]
+fn report<F: Frame>(frame: &F, dropped: &Dropped<'_>) {
+    let Some(budget) = BUDGETS.get_ptr_mut(Budget::index(dropped.slot, dropped.direction)) else {
+        return;
+    };
+    // SAFETY: takes nothing, changes nothing.
+    let time = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: this CPU's own element.
+    if !unsafe { (*budget).take((time >> TICK_SHIFT) as Tick) } {
+        return lose(lost::BUDGET);
+    }
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        return lose(lost::FULL);
+    };
+    // SAFETY: reserved for this record; every field is written.
+    dropped.write(frame, time, unsafe { &mut *entry.as_mut_ptr() });
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn lose(how: u32) {
+    if let Some(count) = LOST.get_ptr_mut(how) {
+        // SAFETY: this CPU's own element.
+        unsafe { *count += 1 };
+    }
+}
+
 // Each record is written by a function of its own: what it needs of the stack does not add up to more than the 512 bytes
 // that the verifier gives to a program and its callees together (MAX_BPF_STACK in include/linux/filter.h).
 
@@ -180,7 +332,7 @@ impl Tables for Kernel<'_> {
 fn log_parsed(context: &TcContext, interface: u32, direction: Direction, packet: &Packet) {
     info!(
         context,
-        "if {} {}: protocol {} {:i} port {} -> {:i} port {} tcp flags {:x}",
+        "if {} {}: protocol {} {:i} port {} -> {:i} port {} flags {:x}",
         interface,
         direction as u8,
         packet.protocol,
@@ -188,7 +340,7 @@ fn log_parsed(context: &TcContext, interface: u32, direction: Direction, packet:
         packet.source_port,
         packet.destination.0,
         packet.destination_port,
-        packet.tcp_flags
+        packet.flags
     );
 }
 

@@ -15,13 +15,14 @@ mod programs {
         programs::TcContext,
     };
     use netpol_common::{
-        Address, Direction, Endpoint, Flow, FlowKey, FlowRef as _, Frame as _, Packet, Parsed,
-        Peer, PortSetId, Reason, RuleKey, Tables, Tick, judge, parse,
+        Address, Direction, Dropped, Endpoint, Flow, FlowKey, FlowRef as _, Fragment, FragmentKey,
+        Frame, MarkField, Parsed, Peer, PortSetId, Reason, RuleKey, Scratch, Tables, Tick,
+        TunnelKey, judge, parse,
     };
 
     use crate::{
         frame::Skb,
-        maps::{Kernel, Place},
+        maps::{Kernel, Place, scratch},
     };
 
     /// Nothing at all: what a call of a program costs.
@@ -34,9 +35,12 @@ mod programs {
     #[classifier]
     pub fn bare_lookup(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx);
-        let Parsed::Packet(packet) = parse(&skb) else {
+        let Some(Scratch { packet, .. }) = scratch() else {
             return TC_ACT_SHOT as i32;
         };
+        if parse(&skb, packet) != Parsed::Packet {
+            return TC_ACT_SHOT as i32;
+        }
         let key = packet.flow_key(skb.interface(), Direction::Ingress);
         let tables = Kernel::of(&skb);
         let epoch = tables.epoch();
@@ -59,14 +63,17 @@ mod programs {
     #[classifier]
     pub fn bare_insert(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx);
-        let Parsed::Packet(packet) = parse(&skb) else {
+        let Some(Scratch { packet, .. }) = scratch() else {
             return TC_ACT_SHOT as i32;
         };
+        if parse(&skb, packet) != Parsed::Packet {
+            return TC_ACT_SHOT as i32;
+        }
         let key = packet.flow_key(skb.interface(), Direction::Ingress);
         let tables = Kernel::of(&skb);
         tables.remember(
             &fresh(&key),
-            Flow::open(tables.epoch(), Direction::Ingress, 0, 0),
+            &Flow::open(tables.epoch(), Direction::Ingress, 0, 0),
         );
         TC_ACT_UNSPEC
     }
@@ -97,8 +104,50 @@ mod programs {
             self.0.flow(&other)
         }
         #[inline(always)]
-        fn remember(&self, key: &FlowKey, flow: Flow) {
+        fn opening(&self, key: &FlowKey) -> Option<Place> {
+            let mut other = *key;
+            other.protocol = u32::MAX;
+            self.0.opening(&other)
+        }
+        #[inline(always)]
+        fn remember(&self, key: &FlowKey, flow: &Flow) {
             self.0.remember(&fresh(key), flow);
+        }
+        #[inline(always)]
+        fn settle(&self, key: &FlowKey, flow: &Flow) {
+            self.0.settle(key, flow);
+        }
+        #[inline(always)]
+        fn interface_of(&self, slot: u32) -> Option<u32> {
+            self.0.interface_of(slot)
+        }
+        #[inline(always)]
+        fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+            self.0.fragment(key)
+        }
+        #[inline(always)]
+        fn note_fragment(&self, key: &FragmentKey, fragment: Fragment) {
+            self.0.note_fragment(key, fragment);
+        }
+        #[inline(always)]
+        fn ticket(&self, number: u32) -> Option<FlowKey> {
+            self.0.ticket(number)
+        }
+        #[inline(always)]
+        fn issue(&self, number: u32, key: &FlowKey) {
+            self.0.issue(number, key);
+        }
+        #[inline(always)]
+        fn tunnel(&self, key: TunnelKey) -> bool {
+            self.0.tunnel(key)
+        }
+        #[inline(always)]
+        fn mark_field(&self) -> MarkField {
+            self.0.mark_field()
+        }
+        #[inline(always)]
+        fn report<F: Frame>(&self, frame: &F, dropped: &Dropped<'_>) {
+            self.0.report(frame, dropped);
         }
         #[inline(always)]
         fn host(&self, address: &Address) -> Option<Peer> {
@@ -126,7 +175,11 @@ mod programs {
     #[classifier]
     pub fn pod_ingress_new(ctx: TcContext) -> i32 {
         let skb = Skb::new(ctx);
-        if judge(&skb, &Forgetful(Kernel::of(&skb)), Direction::Ingress).passes() {
+        let Some(scratch) = scratch() else {
+            return TC_ACT_SHOT as i32;
+        };
+        let tables = Forgetful(Kernel::of(&skb));
+        if judge(&skb, &tables, scratch, Direction::Ingress).passes() {
             TC_ACT_UNSPEC
         } else {
             TC_ACT_SHOT as i32

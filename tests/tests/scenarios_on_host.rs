@@ -18,9 +18,7 @@ use netpol_agent::{
         object::ObjectKey,
     },
 };
-use netpol_common::{
-    ALL_PORTS, Address, Direction, Endpoint, NO_CLASS, RuleKey, Tables as _, judge,
-};
+use netpol_common::{ALL_PORTS, Address, Direction, Endpoint, NO_CLASS, RuleKey, Tables as _};
 use netpol_tests::{
     manifests::{Placement, PodManifest, World},
     scenario::Scenario,
@@ -238,9 +236,9 @@ impl Compiled {
                 bytes: &bytes,
                 interface,
                 came_in_by: 99,
-                tagged: false,
+                ..SliceFrame::default()
             };
-            judge(&frame, &self.tables, direction).passes()
+            self.tables.judge(&frame, direction).passes()
         })
     }
 

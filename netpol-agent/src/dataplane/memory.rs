@@ -3,7 +3,8 @@
 //! Tests, `matrix` and `explain` ask these tables; nothing here touches the kernel.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -11,8 +12,9 @@ use std::{
 };
 
 use netpol_common::{
-    Address, Direction, Endpoint, Flow, FlowKey, FlowRef, Frame, Peer, PortKey, PortSetId, Reason,
-    RuleKey, Tables, Tally, Tick,
+    Address, Direction, Dropped, Endpoint, Event, Flow, FlowKey, FlowRef, Fragment, FragmentKey,
+    Frame, MarkField, Peer, PortKey, PortSetId, Reason, RuleKey, Scratch, Tables, Tally, Tick,
+    TunnelKey,
 };
 
 use crate::policy::Edit;
@@ -26,8 +28,20 @@ impl FlowRef for FlowCell {
         *lock(&self.0)
     }
 
-    fn store(&self, flow: Flow) {
-        *lock(&self.0) = flow;
+    fn store(&self, flow: &Flow) {
+        let mut place = lock(&self.0);
+        *place = Flow {
+            backend: place.backend,
+            ..*flow
+        };
+    }
+
+    fn resolve(&self, backend: &Address, port: u16, epoch: u32) {
+        let mut place = lock(&self.0);
+        place.backend = *backend;
+        place.backend_port = port;
+        place.epoch = epoch;
+        place.flags |= Flow::RESOLVED;
     }
 }
 
@@ -47,7 +61,12 @@ pub struct MemoryTables {
     lengths: BTreeMap<u32, usize>,
     endpoints: BTreeMap<u32, Endpoint>,
     flows: Mutex<HashMap<FlowKey, FlowCell>>,
+    opening: Mutex<HashMap<FlowKey, FlowCell>>,
+    fragments: Mutex<HashMap<FragmentKey, Fragment>>,
+    tickets: Mutex<HashMap<u32, FlowKey>>,
+    tunnels: BTreeSet<TunnelKey>,
     counts: Mutex<HashMap<(u32, Direction, Reason), Tally>>,
+    events: Mutex<Vec<Event>>,
     epoch: AtomicU32,
     now: AtomicU32,
 }
@@ -55,10 +74,13 @@ pub struct MemoryTables {
 impl Clone for MemoryTables {
     /// A copy that shares nothing, flows included.
     fn clone(&self) -> Self {
-        let flows = lock(&self.flows)
-            .iter()
-            .map(|(key, flow)| (*key, FlowCell(Arc::new(Mutex::new(flow.load())))))
-            .collect();
+        let copy = |flows: &Mutex<HashMap<FlowKey, FlowCell>>| {
+            let flows = lock(flows);
+            let flows = flows
+                .iter()
+                .map(|(key, flow)| (*key, FlowCell(Arc::new(Mutex::new(flow.load())))));
+            Mutex::new(flows.collect())
+        };
         Self {
             ports: self.ports.clone(),
             rules: self.rules.clone(),
@@ -66,8 +88,13 @@ impl Clone for MemoryTables {
             nets: self.nets.clone(),
             lengths: self.lengths.clone(),
             endpoints: self.endpoints.clone(),
-            flows: Mutex::new(flows),
+            flows: copy(&self.flows),
+            opening: copy(&self.opening),
+            fragments: Mutex::new(lock(&self.fragments).clone()),
+            tickets: Mutex::new(lock(&self.tickets).clone()),
+            tunnels: self.tunnels.clone(),
             counts: Mutex::new(lock(&self.counts).clone()),
+            events: Mutex::new(lock(&self.events).clone()),
             epoch: AtomicU32::new(self.epoch.load(Ordering::Relaxed)),
             now: AtomicU32::new(self.now.load(Ordering::Relaxed)),
         }
@@ -158,6 +185,27 @@ impl MemoryTables {
     /// Forgets every flow.
     pub fn clear_flows(&self) {
         lock(&self.flows).clear();
+        lock(&self.opening).clear();
+    }
+
+    /// What becomes of a frame at the hook of a pod.
+    pub fn judge(&self, frame: &SliceFrame<'_>, direction: Direction) -> Reason {
+        netpol_common::judge(frame, self, &mut Scratch::default(), direction)
+    }
+
+    /// What becomes of a frame that leaves by a device that is no pod's.
+    pub fn host_egress(&self, frame: &SliceFrame<'_>) -> Reason {
+        netpol_common::host_egress(frame, self, &mut Scratch::default())
+    }
+
+    /// Says which envelopes the node opens.
+    pub fn set_tunnels(&mut self, tunnels: impl IntoIterator<Item = TunnelKey>) {
+        self.tunnels = tunnels.into_iter().collect();
+    }
+
+    /// Takes the records of dropped packets, oldest first.
+    pub fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut *lock(&self.events))
     }
 
     /// What was counted for a slot, a direction and a reason.
@@ -215,8 +263,54 @@ impl Tables for MemoryTables {
         lock(&self.flows).get(key).cloned()
     }
 
-    fn remember(&self, key: &FlowKey, flow: Flow) {
-        lock(&self.flows).insert(*key, FlowCell(Arc::new(Mutex::new(flow))));
+    fn opening(&self, key: &FlowKey) -> Option<FlowCell> {
+        lock(&self.opening).get(key).cloned()
+    }
+
+    fn remember(&self, key: &FlowKey, flow: &Flow) {
+        lock(&self.opening).insert(*key, FlowCell(Arc::new(Mutex::new(*flow))));
+    }
+
+    fn settle(&self, key: &FlowKey, flow: &Flow) {
+        lock(&self.opening).remove(key);
+        lock(&self.flows).insert(*key, FlowCell(Arc::new(Mutex::new(*flow))));
+    }
+
+    fn interface_of(&self, slot: u32) -> Option<u32> {
+        let mut endpoints = self.endpoints.iter();
+        endpoints
+            .find(|(_, endpoint)| endpoint.slot == slot)
+            .map(|(interface, _)| *interface)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        lock(&self.fragments).get(key).copied()
+    }
+
+    fn note_fragment(&self, key: &FragmentKey, fragment: Fragment) {
+        lock(&self.fragments).insert(*key, fragment);
+    }
+
+    fn ticket(&self, number: u32) -> Option<FlowKey> {
+        lock(&self.tickets).get(&number).copied()
+    }
+
+    fn issue(&self, number: u32, key: &FlowKey) {
+        lock(&self.tickets).insert(number, *key);
+    }
+
+    fn tunnel(&self, key: TunnelKey) -> bool {
+        self.tunnels.contains(&key)
+    }
+
+    fn mark_field(&self) -> MarkField {
+        MarkField::DEFAULT
+    }
+
+    fn report<F: Frame>(&self, frame: &F, dropped: &Dropped<'_>) {
+        let mut event = Event::default();
+        dropped.write(frame, 0, &mut event);
+        lock(&self.events).push(event);
     }
 
     fn host(&self, address: &Address) -> Option<Peer> {
@@ -257,6 +351,8 @@ pub struct SliceFrame<'a> {
     pub came_in_by: u32,
     /// Whether a VLAN tag was taken off.
     pub tagged: bool,
+    /// The mark that the packet carries.
+    pub mark: Cell<u32>,
 }
 
 impl Frame for SliceFrame<'_> {
@@ -280,13 +376,21 @@ impl Frame for SliceFrame<'_> {
     fn tagged(&self) -> bool {
         self.tagged
     }
+
+    fn mark(&self) -> u32 {
+        self.mark.get()
+    }
+
+    fn set_mark(&self, mark: u32) {
+        self.mark.set(mark);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::packet_builder::{Payload, frame};
-    use netpol_common::{Isolation, judge};
+    use netpol_common::Isolation;
 
     #[test]
     fn the_longest_prefix_answers() {
@@ -326,14 +430,14 @@ mod tests {
             bytes: &bytes,
             interface: 4,
             came_in_by: 3,
-            tagged: false,
+            ..SliceFrame::default()
         };
         let other = tables.clone();
-        assert_eq!(judge(&packet, &tables, Direction::Egress), Reason::Open);
-        assert_eq!(judge(&packet, &tables, Direction::Egress), Reason::Flow);
+        assert_eq!(tables.judge(&packet, Direction::Egress), Reason::Open);
+        assert_eq!(tables.judge(&packet, Direction::Egress), Reason::Flow);
         tables.raise_epoch();
-        assert_eq!(judge(&packet, &tables, Direction::Egress), Reason::Open);
-        assert_eq!(judge(&packet, &tables, Direction::Ingress), Reason::Denied);
+        assert_eq!(tables.judge(&packet, Direction::Egress), Reason::Open);
+        assert_eq!(tables.judge(&packet, Direction::Ingress), Reason::Denied);
         assert_eq!(
             tables.counted(0, Direction::Egress, Reason::Open).packets,
             2

@@ -82,6 +82,7 @@ pub struct Dataplane {
     hook: HookKind,
     tables: EditTables,
     endpoints: HashMap<MapData, u32, Endpoint>,
+    slots: Array<MapData, u32>,
     statistics: PerCpuArray<MapData, Tally>,
     epoch_map: Array<MapData, u32>,
     epoch: u32,
@@ -99,7 +100,7 @@ pub struct Removed {
 }
 
 /// The maps that outlive a process, with the sizes of their keys and values.
-const PINNED: [(&str, usize, usize); 8] = [
+const PINNED: [(&str, usize, usize); 16] = [
     (map::ENDPOINTS, size_of::<u32>(), size_of::<Endpoint>()),
     (map::PEER_HOSTS, 16, size_of::<netpol_common::Peer>()),
     (map::PEER_NETS, 4 + 16, size_of::<netpol_common::Peer>()),
@@ -110,6 +111,26 @@ const PINNED: [(&str, usize, usize); 8] = [
     ),
     (map::PORTS, 4 + size_of::<netpol_common::PortKey>(), 1),
     (map::FLOWS, size_of::<FlowKey>(), size_of::<Flow>()),
+    (map::OPENING, size_of::<FlowKey>(), size_of::<Flow>()),
+    (map::SLOTS, size_of::<u32>(), size_of::<u32>()),
+    (
+        map::FRAGMENTS,
+        size_of::<netpol_common::FragmentKey>(),
+        size_of::<netpol_common::Fragment>(),
+    ),
+    (map::TICKETS, size_of::<u32>(), size_of::<FlowKey>()),
+    (
+        map::TUNNELS,
+        size_of::<netpol_common::TunnelKey>(),
+        size_of::<u32>(),
+    ),
+    (map::EVENTS, 0, 0),
+    (
+        map::BUDGETS,
+        size_of::<u32>(),
+        size_of::<netpol_common::Budget>(),
+    ),
+    (map::LOST, size_of::<u32>(), size_of::<u64>()),
     (map::STATS, size_of::<u32>(), size_of::<Tally>()),
     (map::EPOCH, size_of::<u32>(), size_of::<u32>()),
 ];
@@ -171,6 +192,7 @@ impl Dataplane {
         }
         let tables = EditTables::take(&mut object)?;
         let endpoints = take(&mut object, map::ENDPOINTS)?;
+        let slots = take(&mut object, map::SLOTS)?;
         let statistics = take(&mut object, map::STATS)?;
         let epoch_map: Array<MapData, u32> = take(&mut object, map::EPOCH)?;
         let epoch = epoch_map.get(&0, 0).map_err(|e| Error::Read {
@@ -183,6 +205,7 @@ impl Dataplane {
             hook: options.hook.resolve(),
             tables,
             endpoints,
+            slots,
             statistics,
             epoch_map,
             epoch,
@@ -252,6 +275,17 @@ impl Dataplane {
             .map_err(|e| Error::Write {
                 table: map::ENDPOINTS,
                 source: os_error(e),
+            })?;
+        // After the endpoint: whoever finds it by its slot finds all of it.
+        self.set_slot(endpoint.slot, interface)
+    }
+
+    fn set_slot(&mut self, slot: u32, interface: u32) -> Result<(), Error> {
+        self.slots
+            .set(slot, interface, 0)
+            .map_err(|e| Error::Write {
+                table: map::SLOTS,
+                source: os_error(e),
             })
     }
 
@@ -275,6 +309,7 @@ impl Dataplane {
         let Ok(endpoint) = self.endpoints.get(&interface, 0) else {
             return Ok(());
         };
+        self.set_slot(endpoint.slot, 0)?;
         match self.endpoints.remove(&interface) {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(e) => {

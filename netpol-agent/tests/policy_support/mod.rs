@@ -11,7 +11,7 @@ use netpol_agent::{
         reference::{Family, Party, Snapshot},
     },
 };
-use netpol_common::{Address, Direction, Endpoint, Tables, judge};
+use netpol_common::{Address, Direction, Endpoint, Tables};
 
 /// The node whose pods are enforced.
 pub const HERE: &str = "here";
@@ -93,6 +93,7 @@ impl Plane {
             egress: isolation.egress,
             ipv4: address(true),
             ipv6: address(false),
+            ..Endpoint::default()
         };
         self.tables.set_endpoint(INTERFACE, Some(endpoint));
         self.tables.clear_flows();
@@ -124,9 +125,9 @@ impl Plane {
             bytes: &bytes,
             interface: INTERFACE,
             came_in_by: if node { 0 } else { 3 },
-            tagged: false,
+            ..SliceFrame::default()
         };
-        judge(&frame, &self.tables, q.direction).passes()
+        self.tables.judge(&frame, q.direction).passes()
     }
 }
 

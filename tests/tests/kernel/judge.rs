@@ -11,7 +11,7 @@ use netpol_agent::{
 };
 use netpol_common::{
     ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, Peer, PortKey, Reason, RuleKey,
-    judge, map, protocol, tcp,
+    map, protocol, tcp,
 };
 use netpol_tests::kernel::{Bench, DROP, LOOPBACK, PASS, Programs};
 use proptest::{prelude::*, strategy::ValueTree as _};
@@ -124,6 +124,7 @@ impl Homes {
             egress,
             ipv4: POD.into(),
             ipv6: POD6.into(),
+            ..Endpoint::default()
         };
         self.bench
             .dataplane
@@ -141,14 +142,13 @@ impl Homes {
         direction: Direction,
         came_in_by: u32,
     ) -> Result<Reason, String> {
-        let on_host = judge(
+        let on_host = self.memory.judge(
             &SliceFrame {
                 bytes,
                 interface: LOOPBACK,
                 came_in_by,
-                tagged: false,
+                ..SliceFrame::default()
             },
-            &self.memory,
             direction,
         );
         let program = match direction {
