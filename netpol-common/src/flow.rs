@@ -70,7 +70,7 @@ pub struct Flow {
     pub origin: u8,
     /// The [`Phase`].
     pub phase: u8,
-    /// [`Flow::DEFERRED`] and [`Flow::RESOLVED`], or 0.
+    /// [`Flow::DEFERRED`], [`Flow::RESOLVED`] and [`Flow::LOCAL`], or 0.
     pub flags: u16,
     /// When its last allowed packet was noted, in [`Tick`]s.
     pub seen: u32,
@@ -112,6 +112,8 @@ impl Flow {
     pub const DEFERRED: u16 = 1;
     /// Flag: a packet of this deferred flow was judged, `backend` and `backend_port` say for which destination.
     pub const RESOLVED: u16 = 2;
+    /// Flag: a process of the node opened it, not somebody whose address was translated to the node's.
+    pub const LOCAL: u16 = 4;
 
     /// A flow that its first packet has just opened.
     #[inline(always)]
@@ -142,6 +144,12 @@ impl Flow {
     #[inline(always)]
     pub const fn deferred(&self) -> bool {
         self.flags & Self::DEFERRED != 0
+    }
+
+    /// Whether a process of the node opened it.
+    #[inline(always)]
+    pub const fn local(&self) -> bool {
+        self.flags & Self::LOCAL != 0
     }
 
     /// Whether it is known who answers.

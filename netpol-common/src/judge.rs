@@ -5,9 +5,9 @@
 
 use crate::{
     ALL_PORTS, Address, ClassId, Deferral, Direction, Dropped, Endpoint, FRAGMENT_LIFETIME, Flow,
-    FlowKey, FlowRef, Fragment, FragmentKey, Frame, Isolation, Kind, MarkField, NO_CLASS, NO_PORTS,
-    Packet, Parsed, Peer, Piece, PortSetId, Reason, RuleKey, RulesetId, Scratch, Tick, TunnelKey,
-    guard, icmp,
+    FlowKey, FlowRef, Found, Fragment, FragmentKey, Frame, Isolation, Kind, MarkField, NO_CLASS,
+    NO_PORTS, Packet, Parsed, Peer, Piece, PortSetId, Reason, RuleKey, RulesetId, Scratch, Tick,
+    TunnelKey, guard, icmp,
     packet::{is_loopback, protocol},
     parse::{parse, parse_from, quote, start},
 };
@@ -57,22 +57,9 @@ pub trait Tables {
     fn count(&self, slot: u32, direction: Direction, reason: Reason, length: u32);
     /// Records a dropped packet.
     fn report<F: Frame>(&self, frame: &F, dropped: &Dropped<'_>);
-    /// Notes a step of the way of a packet of an endpoint, for a developer.
+    /// Tells the way of a packet of an endpoint, for a developer.
     #[inline(always)]
-    fn trace(&self, _endpoint: &Endpoint, _step: Step<'_>) {}
-}
-
-/// A step of the way of a packet.
-#[derive(Clone, Copy, Debug)]
-pub enum Step<'a> {
-    /// It was parsed.
-    Parsed(Direction, &'a Packet),
-    /// Its flow is known: opened in this direction, allowed under this epoch; the second epoch is today's.
-    Known(Direction, u32, u32),
-    /// Its flow is judged in this direction; the peer is of this class, the rules give it this port set.
-    Judged(Direction, ClassId, PortSetId),
-    /// The verdict.
-    Verdict(Direction, Reason),
+    fn trace(&self, _endpoint: &Endpoint, _scratch: &Scratch, _verdict: (Direction, Reason)) {}
 }
 
 /// Everything about one packet at the hook of a pod.
@@ -80,10 +67,16 @@ pub(crate) struct Case<'a> {
     pub packet: &'a Packet,
     pub key: &'a FlowKey,
     pub endpoint: &'a Endpoint,
+    /// What the rules said.
+    pub rules: &'a Found,
     pub interface: u32,
     pub epoch: u32,
     pub now: Tick,
     pub direction: Direction,
+    /// In which direction the flow was opened: in the packet's own, if there is none.
+    pub origin: Direction,
+    /// The flags of the remote address.
+    pub host: u32,
     /// Whether the flow tables have the key.
     pub found: bool,
     /// Whether the entry is this packet's flow: neither expired nor another conversation on the same ports.
@@ -140,19 +133,19 @@ pub fn judge<F: Frame, T: Tables>(
     }
     let now = tables.now();
     if let (Some(deferral), Direction::Ingress) = (deferral, direction) {
-        let context = Deferred {
+        let mut context = Deferred {
             deferral,
             epoch,
             now,
+            quotes: false,
         };
-        if let Some(reason) = translated(frame, tables, scratch, &context) {
+        if let Some(reason) = translated(frame, tables, scratch, &mut context) {
             if matches!(reason, Reason::Itself) {
                 tables.count(endpoint.slot, direction, reason, frame.len());
             }
             return reason;
         }
     }
-    tables.trace(endpoint, Step::Parsed(direction, &scratch.packet));
     let mut reason = guard::addresses(endpoint, &scratch.packet, &head, direction);
     if reason.is_none() && matches!(scratch.packet.piece, Piece::Later) {
         // Whatever has no ports is stopped where rules may need them; a pod that no policy selects is never restricted.
@@ -193,12 +186,13 @@ fn judge_translated<F: Frame, T: Tables>(
 ) -> Option<Reason> {
     match parse(frame, &mut scratch.packet) {
         Parsed::Packet => {
-            let context = Deferred {
+            let mut context = Deferred {
                 deferral,
                 epoch,
                 now: tables.now(),
+                quotes: false,
             };
-            translated(frame, tables, scratch, &context)
+            translated(frame, tables, scratch, &mut context)
         }
         // Only what was parsed at the hook of a pod gets a mark.
         Parsed::Opaque(reason) => Some(reason),
@@ -229,7 +223,7 @@ fn conclude<F: Frame, T: Tables>(
     (direction, reason, parsed): (Direction, Reason, bool),
 ) -> Reason {
     tables.count(endpoint.slot, direction, reason, frame.len());
-    tables.trace(endpoint, Step::Verdict(direction, reason));
+    tables.trace(endpoint, scratch, (direction, reason));
     if !reason.passes() {
         let dropped = Dropped {
             packet: &scratch.packet,
@@ -325,10 +319,13 @@ fn track<F: Frame, T: Tables>(
         packet,
         key,
         endpoint,
+        rules: &scratch.found,
         interface,
         epoch,
         now,
         direction,
+        origin: direction,
+        host: 0,
         found: false,
         live: false,
     };
@@ -344,7 +341,7 @@ fn track<F: Frame, T: Tables>(
         {
             return reason;
         }
-        return decide(frame, tables, &case, &mut scratch.flow);
+        return decide(frame, tables, &mut case, &mut scratch.flow);
     }
     let mut settled = true;
     let mut place = tables.flow(key);
@@ -354,7 +351,6 @@ fn track<F: Frame, T: Tables>(
     }
     if let Some(place) = &place {
         let known = place.load();
-        tables.trace(endpoint, Step::Known(known.origin(), known.epoch, epoch));
         case.found = true;
         scratch.flow = known;
         case.live = is_live(&known, packet, direction, now)
@@ -377,7 +373,7 @@ fn track<F: Frame, T: Tables>(
             return Reason::Flow;
         }
     }
-    decide(frame, tables, &case, &mut scratch.flow)
+    decide(frame, tables, &mut case, &mut scratch.flow)
 }
 
 /// Whether an entry is the flow of this packet.
@@ -432,33 +428,48 @@ fn defer<F: Frame, T: Tables>(
 struct NotAllowed;
 
 /// The verdict on a packet whose flow is new, or was allowed under older tables, or that has none.
-#[inline(never)]
-fn decide<F: Frame, T: Tables>(frame: &F, tables: &T, case: &Case<'_>, flow: &mut Flow) -> Reason {
-    let origin = if case.live {
-        flow.origin()
-    } else {
-        case.direction
-    };
-    let host = host(tables, &case.key.remote);
-    let sends = matches!(case.direction, Direction::Egress);
-
-    if sends && matches!(origin, Direction::Egress) {
-        if let Some(reason) = unfit(tables, case, host) {
+#[inline(always)]
+fn decide<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    case: &mut Case<'_>,
+    flow: &mut Flow,
+) -> Reason {
+    case.host = host(tables, &case.key.remote);
+    if case.live {
+        case.origin = flow.origin();
+    }
+    if matches!(case.direction, Direction::Egress) && matches!(case.origin, Direction::Egress) {
+        if let Some(reason) = unfit(tables, case) {
             return reason;
         }
-        if host & (Peer::NODE | Peer::SERVICE) != 0 {
+        if case.host & (Peer::NODE | Peer::SERVICE) != 0 {
             return decide_deferred(frame, tables, case, flow);
         }
     }
+    decide_here(frame, tables, case, flow)
+}
+
+/// The verdict on a packet whose other end is who it says.
+#[inline(never)]
+fn decide_here<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    case: &Case<'_>,
+    flow: &mut Flow,
+) -> Reason {
+    let sends = matches!(case.direction, Direction::Egress);
+    let (origin, host) = (case.origin, case.host);
     // A Service opens nothing: this answers a conversation of which nothing is known any more.
     let answer = !sends
         && !case.live
         && host & (Peer::SERVICE | Peer::NODE) == Peer::SERVICE
         && frame.came_in_by() != 0;
+    let node = !sends && frame.came_in_by() == 0 && host & Peer::NODE != 0;
     let about = About {
         endpoint: case.endpoint,
         protocol: case.packet.protocol,
-        direction: case.direction,
+        found: case.rules,
     };
     let verdict = if answer && case.endpoint.egress.ruleset().is_some() {
         return Reason::NoFlow;
@@ -474,7 +485,7 @@ fn decide<F: Frame, T: Tables>(frame: &F, tables: &T, case: &Case<'_>, flow: &mu
                 flow.backend_port,
             )
         }
-    } else if !sends && frame.came_in_by() == 0 && host & Peer::NODE != 0 {
+    } else if node || sends && case.live && flow.local() {
         // The pod's own node. A connection that kube-proxy has translated to a node address came in by a device: it is not
         // the node.
         match case.endpoint.isolation(origin).ruleset() {
@@ -493,7 +504,13 @@ fn decide<F: Frame, T: Tables>(frame: &F, tables: &T, case: &Case<'_>, flow: &mu
     match verdict {
         Ok(reason) => {
             if matches!(reason, Reason::Open | Reason::Rule) && case.packet.tracked() && !answer {
-                let flags = if case.live && !sends { flow.flags } else { 0 };
+                let flags = match origin {
+                    // It is not deferred any more.
+                    Direction::Egress if sends => 0,
+                    _ if case.live => flow.flags,
+                    _ if node => Flow::LOCAL,
+                    _ => 0,
+                };
                 note(tables, case, flow, flags);
             }
             reason
@@ -507,8 +524,8 @@ fn decide<F: Frame, T: Tables>(frame: &F, tables: &T, case: &Case<'_>, flow: &mu
 }
 
 /// What a pod must not send, whatever its rules say.
-#[inline(always)]
-fn unfit<T: Tables>(tables: &T, case: &Case<'_>, host: u32) -> Option<Reason> {
+#[inline(never)]
+fn unfit<T: Tables>(tables: &T, case: &Case<'_>) -> Option<Reason> {
     if !case.endpoint.guarded() {
         return None;
     }
@@ -527,12 +544,12 @@ fn unfit<T: Tables>(tables: &T, case: &Case<'_>, host: u32) -> Option<Reason> {
             port: packet.destination_port,
         }),
     };
-    (tunnel || envelope && host & Peer::NODE != 0).then_some(Reason::Tunnel)
+    (tunnel || envelope && case.host & Peer::NODE != 0).then_some(Reason::Tunnel)
 }
 
 /// A packet to an address behind which somebody else answers: it passes here, and is judged where its real destination is
 /// known.
-#[inline(always)]
+#[inline(never)]
 fn decide_deferred<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
@@ -546,7 +563,7 @@ fn decide_deferred<F: Frame, T: Tables>(
     let about = About {
         endpoint,
         protocol: case.packet.protocol,
-        direction: case.direction,
+        found: case.rules,
     };
     let good = !known
         || permit(
@@ -574,7 +591,7 @@ fn decide_deferred<F: Frame, T: Tables>(
 }
 
 /// Notes an allowed packet in the flow tables.
-#[inline(always)]
+#[inline(never)]
 fn note<T: Tables>(tables: &T, case: &Case<'_>, flow: &mut Flow, flags: u16) {
     *flow = if case.live {
         flow.advance(case.packet, case.direction, case.epoch, case.now)
@@ -647,7 +664,7 @@ fn related<F: Frame, T: Tables>(
         let about = About {
             endpoint: case.endpoint,
             protocol: quoted.protocol,
-            direction: case.direction,
+            found: case.rules,
         };
         if !unresolved && permit(tables, &about, isolation, &remote, port).is_err() {
             return Some(Reason::Revoked);
@@ -664,6 +681,8 @@ struct Deferred {
     deferral: Deferral,
     epoch: u32,
     now: Tick,
+    /// Whether the packet is an ICMP error, and what it quotes is in the scratch memory.
+    quotes: bool,
 }
 
 /// The verdict on a packet that carries the mark of its sender, with its real destination; `None` if it passes.
@@ -673,7 +692,7 @@ fn translated<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     scratch: &mut Scratch,
-    context: &Deferred,
+    context: &mut Deferred,
 ) -> Option<Reason> {
     let interface = tables.interface_of(context.deferral.slot)?;
     if interface == frame.interface() {
@@ -695,6 +714,8 @@ fn translated<F: Frame, T: Tables>(
         }
         return None;
     }
+    context.quotes = matches!(scratch.packet.kind, Kind::Error)
+        && quote(frame, &scratch.packet, &mut scratch.quoted);
     decide_translated(frame, tables, scratch, context)
 }
 
@@ -712,10 +733,7 @@ fn decide_translated<F: Frame, T: Tables>(
         return Some(Reason::Itself);
     }
     let (mut number, mut port) = (packet.protocol, scratch.key.remote_port);
-    if matches!(packet.kind, Kind::Error)
-        && quote(frame, packet, &mut scratch.quoted)
-        && scratch.quoted.source == packet.destination
-    {
+    if context.quotes && scratch.quoted.source == packet.destination {
         // It answers a packet of the quoted flow: whether the pod may speak to who sent that.
         number = scratch.quoted.protocol;
         port = scratch.quoted.source_port;
@@ -723,7 +741,7 @@ fn decide_translated<F: Frame, T: Tables>(
     let about = About {
         endpoint,
         protocol: number,
-        direction: Direction::Egress,
+        found: &scratch.found,
     };
     let tracked = packet.tracked();
     let known = tracked && tables.opening(&scratch.key).is_some();
@@ -798,8 +816,7 @@ fn resolve<T: Tables>(tables: &T, packet: &Packet, endpoint: &Endpoint, key: &Fl
 struct About<'a> {
     endpoint: &'a Endpoint,
     protocol: u8,
-    /// Of the packet.
-    direction: Direction,
+    found: &'a Found,
 }
 
 /// Why a conversation with `remote`, opened in a direction in which the pod is isolated like this, is allowed. `port` is that
@@ -836,7 +853,8 @@ fn allowed<T: Tables>(
 ) -> bool {
     let class = class(tables, remote);
     let set = rule(tables, ruleset, class);
-    tables.trace(about.endpoint, Step::Judged(about.direction, class, set));
+    about.found.class.set(class);
+    about.found.set.set(set);
     set == ALL_PORTS || (set != NO_PORTS && tables.port(set, about.protocol, port))
 }
 

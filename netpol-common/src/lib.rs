@@ -35,10 +35,10 @@ mod verdict;
 
 pub use address::Address;
 pub use flow::{Flow, FlowKey, FlowRef, Phase, TICK_SHIFT, Tick, lifetime};
-pub use judge::{Step, Tables, host_egress, judge};
+pub use judge::{Tables, host_egress, judge};
 pub use packet::{
-    Dropped, FRAGMENT_LIFETIME, Frame, Kind, Packet, Parsed, Piece, Scratch, chunk, icmp, is_group,
-    is_loopback, protocol, tcp,
+    Dropped, FRAGMENT_LIFETIME, Found, Frame, Kind, Packet, Parsed, Piece, Scratch, chunk, icmp,
+    is_group, is_loopback, protocol, tcp,
 };
 pub use parse::parse;
 pub use tables::{

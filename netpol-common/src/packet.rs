@@ -1,7 +1,10 @@
 //! What the decision procedure knows of a packet.
 
+use core::cell::Cell;
+
 use crate::{
-    Address, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, Reason, Tick,
+    Address, ClassId, Direction, Endpoint, Event, Flow, FlowKey, Fragment, FragmentKey, PortSetId,
+    Reason, Tick,
 };
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers").
@@ -163,8 +166,17 @@ pub enum Parsed {
     Opaque(Reason),
 }
 
+/// What the rules said about a packet when they were asked last.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The class of the peer.
+    pub class: Cell<ClassId>,
+    /// What the rules give it.
+    pub set: Cell<PortSetId>,
+}
+
 /// What is too large for the stack of an eBPF program: one for each CPU, used by one packet at a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Scratch {
     /// The packet.
     pub packet: Packet,
@@ -176,6 +188,8 @@ pub struct Scratch {
     pub other: FlowKey,
     /// Its flow.
     pub flow: Flow,
+    /// What the rules said.
+    pub found: Found,
 }
 
 impl Default for Scratch {
@@ -188,6 +202,7 @@ impl Default for Scratch {
             key,
             other: key,
             flow: Flow::open(0, Direction::Ingress, 0, 0),
+            found: Found::default(),
         }
     }
 }

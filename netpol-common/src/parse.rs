@@ -422,10 +422,12 @@ pub(crate) fn quote<F: Frame>(frame: &F, error: &Packet, quoted: &mut Packet) ->
         let Some(source) = frame.load(at + 8).map(Address) else {
             return false;
         };
+        quoted.source = source;
         let Some(destination) = frame.load(at + 24).map(Address) else {
             return false;
         };
-        if h[0] >> 4 != 6 || source.is_v4() || destination.is_v4() {
+        quoted.destination = destination;
+        if h[0] >> 4 != 6 || quoted.source.is_v4() || quoted.destination.is_v4() {
             return false;
         }
         let mut x = Extensions {
@@ -442,8 +444,6 @@ pub(crate) fn quote<F: Frame>(frame: &F, error: &Packet, quoted: &mut Packet) ->
                 return false;
             }
         }
-        quoted.source = source;
-        quoted.destination = destination;
         quoted.protocol = x.protocol;
         quoted.at = x.at as u32;
     }

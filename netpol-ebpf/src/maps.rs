@@ -12,7 +12,7 @@ use aya_log_ebpf::info;
 use netpol_common::{
     Address, Budget, ClassId, Direction, Dropped, Endpoint, Event, Flow, FlowKey, FlowRef,
     Fragment, FragmentKey, Frame, MarkField, Packet, Peer, PortKey, PortSetId, Reason, RuleKey,
-    Scratch, Step, TICK_SHIFT, Tables, Tally, Tick, TunnelKey, lost, size,
+    Scratch, TICK_SHIFT, Tables, Tally, Tick, TunnelKey, lost, size,
 };
 
 use crate::frame::Skb;
@@ -265,22 +265,30 @@ impl Tables for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn trace(&self, endpoint: &Endpoint, step: Step<'_>) {
+    fn trace(
+        &self,
+        endpoint: &Endpoint,
+        scratch: &Scratch,
+        (direction, reason): (Direction, Reason),
+    ) {
         if TRACE.load() == 0 || endpoint.flags & Endpoint::TRACE == 0 {
             return;
         }
-        let interface = self.0.interface();
         let context = self.0.context();
-        match step {
-            // A copy, made only here: the address of the packet itself would keep it in memory on the fast path.
-            Step::Parsed(direction, packet) => {
-                let copy = *packet;
-                log_parsed(context, interface, direction, &copy);
-            }
-            Step::Known(origin, then, now) => log_known(context, interface, origin, then, now),
-            Step::Judged(origin, class, set) => log_judged(context, interface, origin, class, set),
-            Step::Verdict(direction, reason) => log_verdict(context, interface, direction, reason),
+        let interface = self.0.interface();
+        log_packet(context, interface, direction, &scratch.packet);
+        if matches!(reason, Reason::Flow | Reason::Deferred)
+            && let Some(place) = self
+                .flow(&scratch.key)
+                .or_else(|| self.opening(&scratch.key))
+        {
+            let flow = place.load();
+            log_flow(context, interface, flow.origin(), flow.epoch, flow.phase);
+        } else {
+            let found = &scratch.found;
+            log_rules(context, interface, found.class.get(), found.set.get());
         }
+        log_verdict(context, interface, direction, reason);
     }
 }
 
@@ -329,7 +337,7 @@ fn lose(how: u32) {
 // that the verifier gives to a program and its callees together (MAX_BPF_STACK in include/linux/filter.h).
 
 #[inline(never)]
-fn log_parsed(context: &TcContext, interface: u32, direction: Direction, packet: &Packet) {
+fn log_packet(context: &TcContext, interface: u32, direction: Direction, packet: &Packet) {
     info!(
         context,
         "if {} {}: protocol {} {:i} port {} -> {:i} port {} flags {:x}",
@@ -345,32 +353,22 @@ fn log_parsed(context: &TcContext, interface: u32, direction: Direction, packet:
 }
 
 #[inline(never)]
-fn log_known(context: &TcContext, interface: u32, origin: Direction, then: u32, now: u32) {
+fn log_flow(context: &TcContext, interface: u32, origin: Direction, epoch: u32, phase: u8) {
     info!(
         context,
-        "if {}: known flow, opened {}, allowed in epoch {}, now {}",
+        "if {}: known flow, opened {}, allowed in epoch {}, phase {}",
         interface,
         origin as u8,
-        then,
-        now
+        epoch,
+        phase
     );
 }
 
 #[inline(never)]
-fn log_judged(
-    context: &TcContext,
-    interface: u32,
-    origin: Direction,
-    class: ClassId,
-    set: PortSetId,
-) {
+fn log_rules(context: &TcContext, interface: u32, class: ClassId, set: PortSetId) {
     info!(
         context,
-        "if {}: judged in direction {}, class {:x}, port set {:x}",
-        interface,
-        origin as u8,
-        class,
-        set
+        "if {}: judged, the peer is of class {:x}, its port set is {:x}", interface, class, set
     );
 }
 
