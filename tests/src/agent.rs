@@ -2,6 +2,7 @@
 
 mod console;
 mod error;
+mod fleet;
 pub mod hooks;
 mod site;
 
@@ -25,6 +26,7 @@ use serde_json::Value;
 
 pub use console::{Begun, Console, Said};
 pub use error::AgentError;
+pub use fleet::Fleet;
 
 use crate::lab::{Lab, NODE_NAME};
 use site::Site;
@@ -97,8 +99,17 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let site = Site {
             manifests: manifests.to_owned(),
-            ..Site::new(lab)?
+            ..Site::new(lab, NODE_NAME)?
         };
+        Self::start_in(lab, site, hook, arguments)
+    }
+
+    /// Starts the agent of one of several nodes.
+    pub fn start_on(lab: &Lab, node: &str, hook: Hook) -> Result<Self, AgentError> {
+        Self::start_in(lab, Site::new(lab, node)?, hook, &[])
+    }
+
+    fn start_in(lab: &Lab, site: Site, hook: Hook, arguments: &[&str]) -> Result<Self, AgentError> {
         let failed = |error| AgentError::Io {
             what: format!("start {}", site.binary.display()),
             error,
@@ -113,7 +124,7 @@ impl Agent {
             .arg("run")
             .arg("--manifests")
             .arg(&site.manifests)
-            .args(["--node-name", NODE_NAME])
+            .args(["--node-name", &site.node])
             .arg("--run-dir")
             .arg(&site.run_dir)
             .arg("--bpf-dir")
@@ -136,6 +147,11 @@ impl Agent {
             error,
         })?;
         Ok(agent)
+    }
+
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.site.node
     }
 
     /// Its process id; `None` once it was stopped.
@@ -210,7 +226,12 @@ impl Agent {
 
     /// Runs `cleanup` on a lab's node: every link and pin goes.
     pub fn cleanup(lab: &Lab) -> Result<(), AgentError> {
-        let site = Site::new(lab)?;
+        Self::cleanup_on(lab, NODE_NAME)
+    }
+
+    /// As [`Agent::cleanup`], on one of several nodes.
+    pub fn cleanup_on(lab: &Lab, node: &str) -> Result<(), AgentError> {
+        let site = Site::new(lab, node)?;
         let arguments = ["cleanup", "--bpf-dir"];
         let command = site.command_of(&arguments, &site.bpf_dir)?;
         site.finish(&arguments, command).map(|_| ())
@@ -265,7 +286,11 @@ impl Drop for Agent {
     fn drop(&mut self) {
         if self.child.is_some() {
             if thread::panicking() {
-                eprintln!("the agent's log ends with:\n{}", self.site.log_end());
+                eprintln!(
+                    "the log of the agent on {} ends with:\n{}",
+                    self.site.node,
+                    self.site.log_end()
+                );
             }
             let _ = self.end(Signal::SIGTERM);
         }

@@ -9,15 +9,14 @@ use netpol_agent::policy::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    lab::{Lab, NODE_NAME},
-    table::{Destination, Family, Outcome, Party, Table},
+    lab::{Lab, Node},
+    table::{Destination, Family, Outcome, Party, Port, Table},
 };
 
 /// What the naive evaluator says of these destinations, and the objects that it refused, each with its reason.
 pub fn table(lab: &Lab, destinations: &BTreeSet<Destination>) -> (Table, Vec<String>) {
-    let (snapshot, refused) = snapshot(lab);
-    let mut sources = lab.parties();
-    sources.insert(Party::Node);
+    let (mut snapshot, refused) = snapshot(lab);
+    let sources = lab.sources();
     let mut table = Table::new();
     for destination in destinations {
         for source in sources
@@ -31,21 +30,9 @@ pub fn table(lab: &Lab, destinations: &BTreeSet<Destination>) -> (Table, Vec<Str
                 ) else {
                     continue;
                 };
-                let (protocol, port) = match destination.port.transport() {
-                    Some((protocol, port)) => (Some(protocol), port),
-                    None => (None, 0),
-                };
-                let verdict = snapshot.allows(
-                    &end(source, from),
-                    &end(&destination.party, to),
-                    protocol,
-                    port,
-                    match family {
-                        Family::V4 => reference::Family::V4,
-                        Family::V6 => reference::Family::V6,
-                    },
-                );
-                let outcome = if verdict.allowed() {
+                let ends = [(source, from), (&destination.party, to)];
+                let allowed = allows(lab, &mut snapshot, ends, destination.port, family);
+                let outcome = if allowed {
                     Outcome::Open
                 } else {
                     Outcome::Denied
@@ -57,21 +44,69 @@ pub fn table(lab: &Lab, destinations: &BTreeSet<Destination>) -> (Table, Vec<Str
     (table, refused)
 }
 
-fn end(party: &Party, address: IpAddr) -> reference::Party {
-    match party {
-        Party::Pod(key) => reference::Party::Pod(key.clone()),
-        Party::Host(_) => reference::Party::Address(address),
-        Party::Node => reference::Party::Node,
+/// Whether both ends allow it, each by what its own node enforces.
+fn allows(
+    lab: &Lab,
+    snapshot: &mut Snapshot,
+    [(source, from), (goal, to)]: [(&Party, IpAddr); 2],
+    port: Port,
+    family: Family,
+) -> bool {
+    let (protocol, port) = match port.transport() {
+        Some((protocol, port)) => (Some(protocol), port),
+        None => (None, 0),
+    };
+    let family = match family {
+        Family::V4 => reference::Family::V4,
+        Family::V6 => reference::Family::V6,
+    };
+    let mut judged_at = |judge: &Party| {
+        let node = lab.home(judge).or_else(|| lab.home(&Party::Node));
+        if let Some(node) = node {
+            node.name().clone_into(&mut snapshot.node);
+            snapshot.node_addresses = node.all_addresses();
+        }
+        let from = seen_from(lab, source, from, node);
+        let ends = [(source, from), (goal, to)];
+        let [from, to] = ends.map(|(party, address)| end(lab, party, address, node));
+        snapshot.allows(&from, &to, protocol, port, family)
+    };
+    judged_at(source).egress && judged_at(goal).ingress
+}
+
+/// The address that pods of this node see a source come from: of another node, what its routes choose.
+fn seen_from(lab: &Lab, source: &Party, address: IpAddr, by: Option<&Node>) -> IpAddr {
+    match lab.home(source) {
+        Some(home) if !same(by, home) && home.addresses().contains(&address) => home
+            .addresses_abroad()
+            .into_iter()
+            .find(|abroad| abroad.is_ipv4() == address.is_ipv4())
+            .unwrap_or(address),
+        _ => address,
     }
+}
+
+/// One end of a connection, as this node sees it.
+fn end(lab: &Lab, party: &Party, address: IpAddr, by: Option<&Node>) -> reference::Party {
+    match (party, lab.home(party)) {
+        (Party::Node, _) => reference::Party::Node,
+        (Party::Machine(_), Some(home)) if same(by, home) => reference::Party::Node,
+        // To other nodes, a node and the pods in its network are whoever has that address.
+        (_, Some(home)) if !same(by, home) && home.all_addresses().contains(&address) => {
+            reference::Party::Address(address)
+        }
+        (Party::Pod(key), _) => reference::Party::Pod(key.clone()),
+        (Party::Host(_) | Party::Machine(_), _) => reference::Party::Address(address),
+    }
+}
+
+fn same(node: Option<&Node>, other: &Node) -> bool {
+    node.is_some_and(|node| node.name() == other.name())
 }
 
 fn snapshot(lab: &Lab) -> (Snapshot, Vec<String>) {
     let mut refused = Vec::new();
-    let mut snapshot = Snapshot {
-        node: NODE_NAME.to_owned(),
-        node_addresses: lab.node_addresses(),
-        ..Snapshot::default()
-    };
+    let mut snapshot = Snapshot::default();
     for object in read(lab, "Namespace", convert::namespace, &mut refused) {
         snapshot.namespaces.insert(object.name.clone(), object);
     }

@@ -18,7 +18,12 @@ use crate::{
 };
 
 /// Programs that building or testing needs, and the Debian package that brings each.
-const DEBIAN: [(&str, &str); 2] = [("cc", "gcc"), ("c++", "g++")];
+const DEBIAN: [(&str, &str); 3] = [
+    ("cc", "gcc"),
+    ("c++", "g++"),
+    // What the lab's nodes write Flannel's rules with.
+    ("nft", "nftables"),
+];
 
 /// Makes sure that everything is there; does nothing, quickly, when it is.
 pub fn setup() -> Result<()> {

@@ -52,7 +52,7 @@ impl Console {
     /// A terminal in the lab's node.
     pub fn new(lab: &Lab) -> Result<Self, AgentError> {
         Ok(Self {
-            site: Site::new(lab)?,
+            site: Site::new(lab, NODE_NAME)?,
         })
     }
 

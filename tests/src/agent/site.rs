@@ -2,12 +2,10 @@
 
 use std::{
     env, fs,
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
-
-use nix::sys::signal::SigSet;
 
 use super::{AgentError, BINARY_VARIABLE};
 use crate::lab::{self, Lab};
@@ -15,6 +13,7 @@ use crate::lab::{self, Lab};
 /// What every command of the agent needs to know.
 pub(super) struct Site {
     pub binary: PathBuf,
+    pub node: String,
     pub namespace: OwnedFd,
     pub directory: PathBuf,
     pub manifests: PathBuf,
@@ -24,15 +23,17 @@ pub(super) struct Site {
 }
 
 impl Site {
-    pub fn new(lab: &Lab) -> Result<Self, AgentError> {
+    pub fn new(lab: &Lab, node: &str) -> Result<Self, AgentError> {
+        let own = lab.run_dir().node(node);
         Ok(Self {
             binary: find_binary()?,
-            namespace: lab.node().namespace.open()?.into(),
+            node: node.to_owned(),
+            namespace: lab.node_named(node)?.station().namespace.open()?.into(),
             directory: lab.run_dir().path().to_owned(),
             manifests: lab.run_dir().manifests(),
-            run_dir: lab.run_dir().agent(),
-            bpf_dir: lab.run_dir().bpf(),
-            log: lab.run_dir().agent_log(),
+            run_dir: own.agent,
+            bpf_dir: own.bpf,
+            log: own.log,
         })
     }
 
@@ -42,17 +43,7 @@ impl Site {
             what: "enter the node's namespace".to_owned(),
             error,
         })?;
-        let mut command = Command::new(&self.binary);
-        // SAFETY: between `fork` and `exec` it makes two system calls, `setns` and `rt_sigprocmask` (the lab's program
-        // blocks signals, and the child would inherit that), and allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                lab::enter(&namespace)?;
-                SigSet::empty().thread_set_mask()?;
-                Ok(())
-            });
-        }
-        Ok(command)
+        Ok(lab::command_in(namespace, &self.binary))
     }
 
     /// A command of the agent, not yet started; its last argument is an option that takes this directory.

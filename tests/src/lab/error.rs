@@ -47,7 +47,17 @@ pub enum LabError {
         /// The kernel's answer.
         error: io::Error,
     },
-    /// There is no such pod or host in the lab.
+    /// A program that shapes a node ended with an error.
+    #[error("`{command}` in namespace {namespace}: {said}")]
+    Program {
+        /// The command line.
+        command: String,
+        /// Where it ran.
+        namespace: String,
+        /// What it wrote to standard error.
+        said: String,
+    },
+    /// There is no such pod, host or node in the lab.
     #[error("the lab has no {0}")]
     NoSuchParty(Party),
     /// The party has no address of that family.

@@ -1,18 +1,24 @@
-//! One node as a network namespace, its pods as more of them, and hosts outside: built from manifests, probed over real
+//! Nodes as network namespaces, their pods as more of them, and hosts outside: built from manifests, probed over real
 //! sockets, taken down on drop.
+//!
+//! [`Lab::new`] builds one node. [`Lab::with_nodes`] builds every node that a pod names, joined as Flannel joins them.
 //!
 //! Everything carries a name that begins with [`PREFIX`]; what a killed run leaves, the next lab sweeps ([`sweep`]).
 
 mod announce;
+mod capture;
 mod connection;
 mod dialogue;
 mod error;
+mod flannel;
 mod frame;
 mod half_open;
 mod knock;
 mod netlink;
 mod netns;
+mod node;
 mod probe;
+mod process;
 mod run_dir;
 mod sctp;
 mod serve;
@@ -36,17 +42,20 @@ use nix::{
 };
 use tokio::task::AbortHandle;
 
+pub use capture::{Capture, Captured};
 pub use connection::{Connection, Side};
 pub use dialogue::Dialogue;
 pub use error::LabError;
 pub use frame::FrameSocket;
 pub use netlink::{Hop, Netlink};
 pub use netns::{NETNS_DIR, NetNs, enter};
-pub use run_dir::{LABS_DIR, PREFIX, RunDir, sweep};
+pub use node::Node;
+pub use process::command_in;
+pub use run_dir::{LABS_DIR, NodeDir, PREFIX, RunDir, sweep};
 pub use sctp::{Chunk as SctpChunk, Packet as SctpPacket};
 pub use serve::Inbox;
 pub use station::Station;
-pub use topology::{NODE_NAME, Shape};
+pub use topology::{Backend, NODE_NAME, Shape};
 pub use traffic::{Counts, Load, Traffic};
 pub use worker::{Pending, Worker};
 pub use world::Restart;
@@ -56,9 +65,9 @@ use crate::{
     table::{Destination, Family, Outcome, Party, Port, Table},
 };
 use probe::{Probe, Report};
-use topology::{Backbone, Cable, NODE_ADDRESSES};
+use topology::{Backbone, Cable};
 
-/// A lab. Fields are dropped in this order: parties, node and router, and last the directory under `/run`.
+/// A lab. Fields are dropped in this order: parties, nodes and router, and last the directory under `/run`.
 pub struct Lab {
     parties: BTreeMap<Party, Seat>,
     backbone: Backbone,
@@ -85,19 +94,41 @@ enum Place {
         /// The node it is on; `None` for a host.
         node: Option<String>,
     },
-    /// In the node's namespace.
-    Node,
+    /// In the namespace of this node.
+    Node(String),
+}
+
+impl Place {
+    /// The node that this is on, whether or not the lab builds it.
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::Own { node, .. } => node.as_deref(),
+            Self::Node(node) => Some(node),
+        }
+    }
 }
 
 impl Lab {
-    /// Builds a lab of this shape for a world, and writes its manifests. Needs root.
+    /// Builds a lab with one node of this shape for a world, and writes its manifests. Pods of other nodes hang on the
+    /// router outside, and nothing masquerades. Needs root.
     pub fn new(shape: Shape, world: World) -> Result<Self, LabError> {
+        Self::build(shape, None, world)
+    }
+
+    /// Builds a lab with every node that a pod names in `spec.nodeName`, now or later, each of this shape, and joined by a
+    /// backend of Flannel, which also masquerades what pods send out of the cluster. Needs root and `nft`.
+    pub fn with_nodes(shape: Shape, backend: Backend, world: World) -> Result<Self, LabError> {
+        Self::build(shape, Some(backend), world)
+    }
+
+    fn build(shape: Shape, backend: Option<Backend>, world: World) -> Result<Self, LabError> {
         if !Uid::effective().is_root() {
             return Err(LabError::NotRoot);
         }
         allow_many_sockets();
         let run_dir = RunDir::create()?;
-        let backbone = Backbone::build(&format!("{PREFIX}{}-", run_dir.id()), shape)?;
+        let prefix = format!("{PREFIX}{}-", run_dir.id());
+        let backbone = Backbone::build(&prefix, shape, backend)?;
         let mut lab = Self {
             parties: BTreeMap::new(),
             backbone,
@@ -125,15 +156,35 @@ impl Lab {
         self.run_dir.manifests()
     }
 
-    /// Every address of the node itself: on its uplink, and as the pods' router.
-    pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
-        let routers = topology::pod_addresses(topology::NODE_NUMBER, 1);
-        NODE_ADDRESSES.into_iter().chain(routers).collect()
+    /// How its nodes are joined; `None` when there is one.
+    pub const fn backend(&self) -> Option<Backend> {
+        self.backbone.backend
     }
 
-    /// The node.
-    pub const fn node(&self) -> &Station {
-        &self.backbone.node
+    /// Every node, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.backbone.nodes.values()
+    }
+
+    /// A node by its name.
+    pub fn node_named(&self, name: &str) -> Result<&Node, LabError> {
+        let node = self.backbone.nodes.get(name);
+        node.ok_or_else(|| LabError::NoSuchParty(Party::Machine(name.to_owned())))
+    }
+
+    /// The node that a pod is on; `None` for a host, and for a pod of a node that the lab does not build.
+    pub fn home(&self, party: &Party) -> Option<&Node> {
+        let name = match party {
+            Party::Node => NODE_NAME,
+            Party::Machine(name) => name,
+            party => self.parties.get(party)?.place.node()?,
+        };
+        self.backbone.nodes.get(name)
+    }
+
+    /// The node that every lab has, and that pods without `spec.nodeName` are on.
+    pub fn node(&self) -> &Station {
+        self.backbone.first().station()
     }
 
     /// The router outside.
@@ -143,23 +194,24 @@ impl Lab {
 
     /// The namespace that a party lives in.
     pub fn station(&self, party: &Party) -> Result<&Station, LabError> {
-        match (party, self.parties.get(party)) {
-            (Party::Node, _) => Ok(&self.backbone.node),
-            (_, Some(Seat { place, .. })) => Ok(match place {
-                Place::Own { station, .. } => station,
-                Place::Node => &self.backbone.node,
-            }),
-            (_, None) => Err(LabError::NoSuchParty(party.clone())),
+        if let Some(Seat {
+            place: Place::Own { station, .. },
+            ..
+        }) = self.parties.get(party)
+        {
+            return Ok(station);
         }
+        let node = self.home(party).map(Node::station);
+        node.ok_or_else(|| LabError::NoSuchParty(party.clone()))
     }
 
     /// The addresses of a party, at most one of each family.
     pub fn addresses(&self, party: &Party) -> Result<&[IpAddr], LabError> {
-        match (party, self.parties.get(party)) {
-            (Party::Node, _) => Ok(&NODE_ADDRESSES),
-            (_, Some(seat)) => Ok(&seat.addresses),
-            (_, None) => Err(LabError::NoSuchParty(party.clone())),
-        }
+        let addresses = match self.parties.get(party) {
+            Some(seat) => Some(seat.addresses.as_slice()),
+            None => self.home(party).map(|node| node.addresses.as_slice()),
+        };
+        addresses.ok_or_else(|| LabError::NoSuchParty(party.clone()))
     }
 
     /// A party's address of one family.
@@ -192,6 +244,18 @@ impl Lab {
         self.parties.keys().cloned().collect()
     }
 
+    /// Everybody who can open a connection: every pod and host, the node that each of them is on, and with several nodes
+    /// also each node by its name.
+    pub fn sources(&self) -> BTreeSet<Party> {
+        let mut sources = self.parties();
+        sources.insert(Party::Node);
+        if self.backend().is_some() {
+            let names = self.nodes().map(|node| node.name().to_owned());
+            sources.extend(names.map(Party::Machine));
+        }
+        sources
+    }
+
     /// Every port that a pod or host declares.
     pub fn destinations(&self) -> BTreeSet<Destination> {
         self.parties
@@ -204,70 +268,91 @@ impl Lab {
             .collect()
     }
 
-    /// The complete table: every pod, host and the node at every declared port, by both families, all at once.
+    /// The complete table: all [`Self::sources`] at every declared port, by both families, all at once.
     pub fn table(&self) -> Result<Table, LabError> {
         self.table_of(&self.destinations())
     }
 
     /// As [`Self::table`], but at these destinations.
     pub fn table_of(&self, destinations: &BTreeSet<Destination>) -> Result<Table, LabError> {
-        let mut sources = self.parties();
-        sources.insert(Party::Node);
-        self.probe(&sources, destinations)
+        self.probe(&self.sources(), destinations)
     }
 
-    /// Probes these sources (but none at itself) at these destinations, by both families, all at once.
+    /// Probes these sources (but none at itself) at these destinations, by both families, all at once. [`Party::Node`]
+    /// stands for the node that the other end is on.
     pub fn probe(
         &self,
         sources: &BTreeSet<Party>,
         destinations: &BTreeSet<Destination>,
     ) -> Result<Table, LabError> {
-        let mut running = Vec::new();
+        let mut starts: BTreeMap<Party, Vec<Goal<'_>>> = BTreeMap::new();
         for source in sources {
-            let mut goals = Vec::new();
             for destination in destinations.iter().filter(|goal| goal.party != *source) {
+                let from = self.beside(source, &destination.party);
+                let to = self.beside(&destination.party, source);
                 for family in Family::ALL {
-                    let (from, to) = (
-                        self.address(source, family),
-                        self.address(&destination.party, family),
-                    );
-                    if let (Ok(_), Ok(address)) = (from, to) {
+                    if let (Ok(_), Ok(address)) =
+                        (self.address(&from, family), self.address(&to, family))
+                    {
                         let probe = Probe::new(address, destination.port);
-                        goals.push((destination.clone(), family, probe));
+                        starts.entry(from.clone()).or_default().push(Goal {
+                            source,
+                            destination,
+                            family,
+                            probe,
+                        });
                     }
                 }
             }
-            let probes: Vec<Probe> = goals.iter().map(|(_, _, probe)| *probe).collect();
+        }
+        let mut running = Vec::new();
+        for (from, goals) in starts {
+            let probes: Vec<Probe> = goals.iter().map(|goal| goal.probe).collect();
             let outcomes = self
-                .station(source)?
+                .station(&from)?
                 .worker
                 .begin(move || join_all(probes.into_iter().map(Probe::run)));
-            running.push((source, goals, outcomes));
+            running.push((goals, outcomes));
         }
         let mut reports = Vec::new();
-        for (source, goals, outcomes) in running {
-            for ((destination, family, probe), report) in goals.into_iter().zip(outcomes.wait()) {
-                reports.push((source, destination, family, probe, report));
-            }
+        for (goals, outcomes) in running {
+            reports.extend(goals.into_iter().zip(outcomes.wait()));
         }
         // Only now have all probes that will arrive arrived.
         let denied = reports
             .iter()
-            .filter(|(.., report)| report.outcome == Outcome::Denied)
-            .map(|(_, destination, ..)| &destination.party);
+            .filter(|(_, report)| report.outcome == Outcome::Denied)
+            .map(|(goal, _)| &goal.destination.party);
         let arrivals = self.arrivals(&denied.collect());
         let mut table = Table::new();
-        for (source, destination, family, probe, report) in &reports {
+        for (goal, report) in &reports {
+            let masks = self.masks(goal);
             let arrived = arrivals
-                .get(&destination.party)
-                .is_some_and(|arrivals| arrivals.include(probe, report));
+                .get(&goal.destination.party)
+                .is_some_and(|arrivals| arrivals.include(&goal.probe, report, &masks));
             let outcome = match report.outcome {
                 Outcome::Denied if arrived => Outcome::Half,
                 outcome => outcome,
             };
-            table.set(source, destination, *family, outcome);
+            table.set(goal.source, goal.destination, goal.family, outcome);
         }
         Ok(table)
+    }
+
+    /// A party itself, but [`Party::Node`] as the node that another one is on.
+    fn beside(&self, party: &Party, other: &Party) -> Party {
+        match (party, self.home(other)) {
+            (Party::Node, Some(node)) => Party::Machine(node.name().to_owned()),
+            _ => party.clone(),
+        }
+    }
+
+    /// The addresses that the goal may see a probe come from in place of the pod's own.
+    fn masks(&self, goal: &Goal<'_>) -> BTreeSet<IpAddr> {
+        match (self.backend(), goal.source, self.home(goal.source)) {
+            (Some(_), Party::Pod(_), Some(node)) => node.all_addresses(),
+            _ => BTreeSet::new(),
+        }
     }
 
     /// One probe.
@@ -305,6 +390,14 @@ impl Lab {
     }
 }
 
+/// A probe of a table.
+struct Goal<'a> {
+    source: &'a Party,
+    destination: &'a Destination,
+    family: Family,
+    probe: Probe,
+}
+
 /// What a party saw of probes.
 struct Arrivals {
     inbox: Option<Arc<Inbox>>,
@@ -312,15 +405,17 @@ struct Arrivals {
 }
 
 impl Arrivals {
-    fn include(&self, probe: &Probe, report: &Report) -> bool {
+    /// Whether a probe arrived, from where it was sent or from one of `masks`.
+    fn include(&self, probe: &Probe, report: &Report, masks: &BTreeSet<IpAddr>) -> bool {
         let in_inbox = match (&self.inbox, probe.trace()) {
             (Some(inbox), Some(trace)) => inbox.has(trace),
             _ => false,
         };
         in_inbox
-            || report
-                .from
-                .is_some_and(|from| self.half_open.contains(&from))
+            || report.from.is_some_and(|from| {
+                let mut clients = self.half_open.iter();
+                clients.any(|client| *client == from || masks.contains(&client.ip()))
+            })
     }
 }
 

@@ -12,12 +12,12 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressHeaderFlags, AddressMessage},
     link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
-    neighbour::NeighbourState,
+    neighbour::{NeighbourFlags, NeighbourState},
     route::{RouteScope, RouteType},
     tc::TcHandle,
 };
 use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
     RouteMessageBuilder, new_connection,
 };
 
@@ -35,6 +35,25 @@ pub enum Hop {
     Direct,
     /// To this router on the device.
     Via(IpAddr),
+    /// To this router on the device, whether or not an address of the device says that it is there.
+    OnLink(IpAddr),
+}
+
+/// A VXLAN device as Flannel makes it: it learns nothing, and is told where the others are.
+#[derive(Clone, Copy, Debug)]
+pub struct Vxlan {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// MTU; the kernel takes off what does not fit the device below.
+    pub mtu: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// The device below.
+    pub below: u32,
+    /// The address of the outer packets.
+    pub local: IpAddr,
 }
 
 impl Netlink {
@@ -129,23 +148,71 @@ impl Netlink {
         Ok(index)
     }
 
-    /// Puts an interface under a bridge, in hairpin mode: a pod may reach itself through the bridge.
-    pub async fn enslave(&self, port: u32, bridge: u32) -> Result<(), LabError> {
-        let failed = |error| LabError::netlink("put an interface under the bridge", error);
+    /// Makes a VXLAN device, up, and returns its index.
+    pub async fn vxlan(&self, name: &str, vxlan: Vxlan) -> Result<u32, LabError> {
+        let link = LinkVxlan::new(name, vxlan.vni)
+            .dev(vxlan.below)
+            .port(vxlan.port)
+            .learning(false);
+        let link = match vxlan.local {
+            IpAddr::V4(local) => link.local(local),
+            IpAddr::V6(local) => link.local6(local),
+        };
+        let link = link.mtu(vxlan.mtu).address(vxlan.mac.to_vec()).up().build();
+        self.add(link, &format!("make VXLAN device {name}")).await?;
+        self.index(name).await
+    }
+
+    /// Says to which address a VXLAN device sends what is for a MAC address.
+    pub async fn vxlan_peer(
+        &self,
+        device: u32,
+        mac: [u8; 6],
+        address: IpAddr,
+    ) -> Result<(), LabError> {
+        self.handle
+            .neighbours()
+            .add_bridge(device, &mac)
+            .destination(address)
+            .state(NeighbourState::Permanent)
+            .flags(NeighbourFlags::Own)
+            .replace()
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(format!("add VXLAN peer {address}"), error))
+    }
+
+    /// Puts an interface under a bridge.
+    pub async fn attach(&self, port: u32, bridge: u32) -> Result<(), LabError> {
         let master = LinkUnspec::new_with_index(port).controller(bridge).build();
         self.handle
             .link()
             .change(master)
             .execute()
             .await
-            .map_err(failed)?;
+            .map_err(|error| LabError::netlink("put an interface under the bridge", error))
+    }
+
+    /// Puts an interface under a bridge, in hairpin mode: a pod may reach itself through the bridge.
+    pub async fn enslave(&self, port: u32, bridge: u32) -> Result<(), LabError> {
+        self.attach(port, bridge).await?;
         let hairpin = LinkBridgePort::new(port).hairpin(true).build();
         self.handle
             .link()
             .set_port(hairpin)
             .execute()
             .await
-            .map_err(failed)
+            .map_err(|error| LabError::netlink("set hairpin mode", error))
+    }
+
+    /// Sets how large a packet an interface takes.
+    pub async fn mtu(&self, index: u32, mtu: u32) -> Result<(), LabError> {
+        self.handle
+            .link()
+            .change(LinkUnspec::new_with_index(index).mtu(mtu).build())
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink("set the MTU of an interface", error))
     }
 
     /// Brings an interface up.
@@ -313,6 +380,7 @@ impl Netlink {
         }
         route = match hop {
             Hop::Via(router) => route.gateway(router).map_err(|_| invalid())?,
+            Hop::OnLink(router) => route.gateway(router).map_err(|_| invalid())?.onlink(),
             Hop::Direct if to.addr().is_ipv4() && device.is_some() => route.scope(RouteScope::Link),
             Hop::Direct => route,
         };

@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{error::LabError, netns};
+use super::{error::LabError, netns, topology::NODE_NAME};
 
 /// Where every lab has its directory.
 pub const LABS_DIR: &str = "/run/netpol-lab";
@@ -23,8 +23,22 @@ pub const LABS_DIR: &str = "/run/netpol-lab";
 /// What the name of every namespace of a lab begins with.
 pub const PREFIX: &str = "npl-";
 
-/// The directory of one lab: `owner`, `manifests/`, `agent/`, `bpf/` (a bpffs of its own) and `agent.log`.
-/// Removed on drop.
+const NODES: &str = "nodes";
+const BPF: &str = "bpf";
+
+/// What the agent of one node has for itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeDir {
+    /// The agent's own directory (its socket).
+    pub agent: PathBuf,
+    /// A bpffs for the agent's pins.
+    pub bpf: PathBuf,
+    /// What the agent writes.
+    pub log: PathBuf,
+}
+
+/// The directory of one lab: `owner`, `manifests/`, and for the agent `agent/`, `bpf/` (a bpffs of its own) and
+/// `agent.log`. Those of further nodes are in `nodes/NAME/`. Removed on drop.
 #[derive(Debug)]
 pub struct RunDir {
     id: String,
@@ -53,15 +67,32 @@ impl RunDir {
         for directory in [run_dir.manifests(), run_dir.agent(), run_dir.bpf()] {
             fs::create_dir(directory).map_err(failed)?;
         }
-        mount(
-            Some("bpf"),
-            &run_dir.bpf(),
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .map_err(|error| failed(error.into()))?;
+        mount_bpffs(&run_dir.bpf()).map_err(failed)?;
         Ok(run_dir)
+    }
+
+    /// Makes what the agent of a further node needs.
+    pub(super) fn add_node(&self, name: &str) -> Result<(), LabError> {
+        let node = self.node(name);
+        let make = || {
+            fs::create_dir_all(&node.agent)?;
+            fs::create_dir_all(&node.bpf)?;
+            mount_bpffs(&node.bpf)
+        };
+        make().map_err(|error| LabError::io(format!("make the directories of node {name}"), error))
+    }
+
+    /// What the agent of a node has for itself.
+    pub fn node(&self, name: &str) -> NodeDir {
+        let path = match name {
+            NODE_NAME => self.path.clone(),
+            name => self.path.join(NODES).join(name),
+        };
+        NodeDir {
+            agent: path.join("agent"),
+            bpf: path.join(BPF),
+            log: path.join("agent.log"),
+        }
     }
 
     /// The lab's id, part of the names of its namespaces.
@@ -79,19 +110,19 @@ impl RunDir {
         self.path.join("manifests")
     }
 
-    /// The agent's own directory (its socket).
+    /// As [`NodeDir::agent`], of the first node.
     pub fn agent(&self) -> PathBuf {
-        self.path.join("agent")
+        self.node(NODE_NAME).agent
     }
 
-    /// A bpffs for the agent's pins.
+    /// As [`NodeDir::bpf`], of the first node.
     pub fn bpf(&self) -> PathBuf {
-        self.path.join("bpf")
+        self.node(NODE_NAME).bpf
     }
 
-    /// What the agent writes.
+    /// As [`NodeDir::log`], of the first node.
     pub fn agent_log(&self) -> PathBuf {
-        self.path.join("agent.log")
+        self.node(NODE_NAME).log
     }
 
     /// Notes a child process, so that a sweep can end it should this process be killed.
@@ -167,9 +198,16 @@ fn lock() -> Result<Flock<File>, LabError> {
     Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
 }
 
+fn mount_bpffs(at: &Path) -> io::Result<()> {
+    mount(Some("bpf"), at, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(io::Error::from)
+}
+
 fn remove(path: &Path) {
     // A lab that got no further than its directory has no bpffs.
-    let _ = umount2(&path.join("bpf"), MntFlags::MNT_DETACH);
+    let nodes = entries(&path.join(NODES));
+    for node in nodes.iter().map(PathBuf::as_path).chain([path]) {
+        let _ = umount2(&node.join(BPF), MntFlags::MNT_DETACH);
+    }
     let _ = fs::remove_dir_all(path);
 }
 

@@ -71,19 +71,18 @@ impl Station {
     /// The indexes of the two ends must differ, as they do on a node, where pods' interfaces have small ones and the
     /// node's have large ones: `linkwatch_urgent_event` in net/core/link_watch.c takes a device whose peer has the same
     /// index for no link at all and lets it wait for up to a second.
-    pub fn connect(
-        &self,
-        device: (&str, u32),
-        other: &Self,
-        peer: &'static str,
-    ) -> Result<u32, LabError> {
+    pub fn connect(&self, device: (&str, u32), other: &Self, peer: &str) -> Result<u32, LabError> {
         let (name, here) = (device.0.to_owned(), device.1);
         let namespace = other.namespace.open()?;
+        let theirs = peer.to_owned();
         self.configure(move |netlink| async move {
-            netlink.veth((&name, here), peer, namespace.as_fd()).await
+            netlink
+                .veth((&name, here), &theirs, namespace.as_fd())
+                .await
         })?;
+        let theirs = peer.to_owned();
         let there = other.configure(move |netlink| async move {
-            let index = netlink.index(peer).await?;
+            let index = netlink.index(&theirs).await?;
             netlink.up(index).await.map(|()| index)
         })?;
         self.configure(move |netlink| async move {
@@ -113,14 +112,14 @@ impl Station {
     }
 
     /// Connects a station as the `ptp` plugin does: a /32 and a /128 on its `eth0`, a router address and a route for
-    /// each on this end.
+    /// each on this end. Returns the index of its `eth0`.
     pub fn connect_routed(
         &self,
         device: (&str, u32),
         other: &Self,
         addresses: &[IpAddr],
         routers: [IpAddr; 2],
-    ) -> Result<(), LabError> {
+    ) -> Result<u32, LabError> {
         let here = device.1;
         let there = self.connect(device, other, "eth0")?;
         let mut theirs = Vec::new();
@@ -138,7 +137,8 @@ impl Station {
             routes.push((IpNet::from(*address), Hop::Direct));
         }
         self.address(here, ours, routes)?;
-        other.address(there, theirs, defaults)
+        other.address(there, theirs, defaults)?;
+        Ok(there)
     }
 }
 

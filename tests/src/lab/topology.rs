@@ -1,23 +1,27 @@
-//! The shape of the lab: the node, the router outside it, and how pods and hosts hang on them.
+//! The shape of the lab: its nodes, the router outside them, and how pods and hosts hang on them.
 //!
 //! ```text
-//!   pod   pod   pod              host   host   pod of another node
+//!   pod   pod   pod              host   host   pod of a node that the lab does not build
 //!    |     |     |                 |      |      |
 //!   veth  veth  veth             (routed, a /32 and a /128 each)
 //!    |     |     |                 |      |      |
 //!  [ cni0 bridge, or  ]          [     router      ]
 //!  [ routes to each   ]--uplink--[                 ]
-//!          node
+//!          node                  [ underlay bridge ]--uplink-- more nodes, with a Backend
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    announce,
     error::LabError,
+    flannel,
     netlink::Hop,
+    node::Node,
     station::{Station, everything},
 };
 
@@ -67,14 +71,35 @@ impl std::str::FromStr for Shape {
     }
 }
 
-/// What the node is called, in `spec.nodeName` and to the agent.
+/// How packets of pods get from node to node: Flannel's backends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// In VXLAN, by devices `flannel.1` and `flannel-v6.1`.
+    Vxlan,
+    /// As they are, routed by the other node's address.
+    HostGw,
+}
+
+impl Backend {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Vxlan, Self::HostGw];
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+        })
+    }
+}
+
+/// The name of the node that every lab has, in `spec.nodeName` and to the agent; pods that name no node are on it.
 pub const NODE_NAME: &str = "node";
 
-/// The node's number among the subnets of pods.
+/// Its number among the subnets of pods.
 pub(super) const NODE_NUMBER: u8 = 1;
 
-/// The node's addresses on its uplink.
-pub(super) const NODE_ADDRESSES: [IpAddr; 2] = uplink(2);
 const ROUTER_ADDRESSES: [IpAddr; 2] = uplink(1);
 /// What the outside router is for everybody behind it.
 const OUTSIDE_ROUTER: [IpAddr; 2] = [
@@ -82,10 +107,11 @@ const OUTSIDE_ROUTER: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0x64, 0, 0, 0, 0, 1)),
 ];
 
-/// Indexes of the devices that the lab makes on the node and the router outside begin here.
-const FIRST_DEVICE: u32 = 100;
+/// Indexes of the devices that the lab makes on the nodes and the router outside begin here.
+pub(super) const FIRST_DEVICE: u32 = 100;
 
-const fn uplink(host: u8) -> [IpAddr; 2] {
+/// A node's addresses on its uplink; `host` 1 is the router.
+pub(super) const fn uplink(host: u8) -> [IpAddr; 2] {
     [
         IpAddr::V4(Ipv4Addr::new(172, 18, 0, host)),
         IpAddr::V6(Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, host as u16)),
@@ -115,170 +141,161 @@ pub(super) fn pod_subnets(node: u8) -> [IpNet; 2] {
 }
 
 /// An address of a /24 or a /64.
-fn with_subnet(address: IpAddr) -> IpNet {
+pub(super) fn with_subnet(address: IpAddr) -> IpNet {
     match address {
         IpAddr::V4(address) => IpNet::V4(Ipv4Net::new_assert(address, 24)),
         IpAddr::V6(address) => IpNet::V6(Ipv6Net::new_assert(address, 64)),
     }
 }
 
-/// The node and the router outside.
+/// The nodes and the router outside.
 pub(super) struct Backbone {
     pub shape: Shape,
-    pub node: Station,
+    /// `None`: there is one node, and pods of others hang on the router outside.
+    pub backend: Option<Backend>,
+    /// By name; [`NODE_NAME`] is always there.
+    pub nodes: BTreeMap<String, Node>,
     pub outside: Station,
-    /// The bridge's interface index, in the bridge shapes.
-    bridge: Option<u32>,
-    /// The index of the newest device: no two of one lab have the same index, or the same name.
+    /// What the names of all namespaces of this lab begin with.
+    prefix: String,
+    /// With a backend, the router's bridge that all uplinks are ports of.
+    underlay: Option<u32>,
+    /// The index of the newest device: no two pods or hosts of one lab have devices of the same index, or the same name.
     devices: u32,
 }
 
-/// On which side of the uplink a party hangs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Side {
-    Node,
-    Outside,
-}
-
 /// A party's connection, to be taken down again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Cable {
-    side: Side,
+    /// The node that it ends on; `None` for the router outside.
+    node: Option<String>,
     device: u32,
 }
 
 impl Cable {
     /// The index of the device on the far side.
-    pub const fn device(self) -> u32 {
+    pub const fn device(&self) -> u32 {
         self.device
     }
 }
 
 impl Backbone {
-    pub fn build(prefix: &str, shape: Shape) -> Result<Self, LabError> {
-        let node = Station::create(format!("{prefix}node"))?;
+    pub fn build(prefix: &str, shape: Shape, backend: Option<Backend>) -> Result<Self, LabError> {
         let outside = Station::create(format!("{prefix}outside"))?;
-        node.forward()?;
         outside.forward()?;
-        let uplink = FIRST_DEVICE;
-        let port = node.connect(("uplink0", uplink), &outside, "node0")?;
-        let defaults = ROUTER_ADDRESSES.map(|router| (everything(router), Hop::Via(router)));
-        node.address(
-            uplink,
-            NODE_ADDRESSES.map(with_subnet).into(),
-            defaults.into(),
-        )?;
-        let to_pods = pod_subnets(NODE_NUMBER).into_iter().zip(NODE_ADDRESSES);
-        outside.address(
-            port,
-            ROUTER_ADDRESSES.map(with_subnet).into(),
-            to_pods.map(|(net, node)| (net, Hop::Via(node))).collect(),
-        )?;
-        let bridge = match shape {
-            Shape::Bridge { br_netfilter } => Some(build_bridge(&node, br_netfilter)?),
-            Shape::Routed => None,
-        };
-        Ok(Self {
+        let underlay = backend.map(|_| build_underlay(&outside)).transpose()?;
+        let mut backbone = Self {
             shape,
-            node,
+            backend,
+            nodes: BTreeMap::new(),
             outside,
-            bridge,
+            prefix: prefix.to_owned(),
+            underlay,
             devices: FIRST_DEVICE,
-        })
+        };
+        backbone.add_node(NODE_NAME, NODE_NUMBER)?;
+        Ok(backbone)
     }
 
-    /// Connects a station. `label` becomes part of the name of the device on the far side.
+    /// The node that every lab has.
+    pub fn first(&self) -> &Node {
+        &self.nodes[NODE_NAME]
+    }
+
+    /// Builds a node and makes it and the others known to each other. Nodes stay until the lab goes.
+    pub fn add_node(&mut self, name: &str, number: u8) -> Result<(), LabError> {
+        let station = Station::create(match name {
+            NODE_NAME => format!("{}node", self.prefix),
+            name => format!("{}n-{name}", self.prefix),
+        })?;
+        let port = station.connect(
+            ("uplink0", FIRST_DEVICE),
+            &self.outside,
+            &format!("node{}", number - 1),
+        )?;
+        let defaults = ROUTER_ADDRESSES.map(|router| (everything(router), Hop::Via(router)));
+        let addresses = uplink(number + 1);
+        station.address(
+            FIRST_DEVICE,
+            addresses.map(with_subnet).into(),
+            defaults.into(),
+        )?;
+        let to_pods = pod_subnets(number).into_iter().zip(addresses);
+        let to_pods = to_pods.map(|(net, node)| (net, Hop::Via(node))).collect();
+        match self.underlay {
+            Some(bridge) => {
+                self.outside
+                    .configure(move |netlink| async move { netlink.attach(port, bridge).await })?;
+                self.outside.address(bridge, Vec::new(), to_pods)?;
+            }
+            None => {
+                self.outside
+                    .address(port, ROUTER_ADDRESSES.map(with_subnet).into(), to_pods)?;
+            }
+        }
+        let mut node = Node::build(name, number, station, self.shape)?;
+        if let Some(backend) = self.backend {
+            flannel::start(&mut node, backend)?;
+            for other in self.nodes.values() {
+                flannel::introduce(&node, other)?;
+                flannel::introduce(other, &node)?;
+            }
+        }
+        self.nodes.insert(name.to_owned(), node);
+        Ok(())
+    }
+
+    /// Connects a station to a node, or to the router outside. `label` becomes part of the name of the device on the far
+    /// side.
     pub fn connect(
         &mut self,
-        side: Side,
+        node: Option<&str>,
         station: &Station,
         label: &str,
         addresses: &[IpAddr],
     ) -> Result<Cable, LabError> {
+        let node = node.and_then(|name| self.nodes.get(name));
         self.devices += 1;
         let device = self.devices;
-        let kind = match side {
-            Side::Node => "veth",
-            Side::Outside => "out",
-        };
+        let kind = if node.is_some() { "veth" } else { "out" };
         // The kernel takes 15 bytes; names of pods and hosts are ASCII.
         let name: String = format!("{kind}{}-{label}", device - FIRST_DEVICE)
             .chars()
             .take(15)
             .collect();
-        let name = name.trim_end_matches(['-', '.']);
-        let name = (name, device);
-        match (side, self.bridge) {
-            (Side::Outside, _) => {
+        let name = (name.trim_end_matches(['-', '.']), device);
+        match node {
+            Some(node) => node.connect(name, station, addresses)?,
+            None => {
                 self.outside
                     .connect_routed(name, station, addresses, OUTSIDE_ROUTER)?;
             }
-            (Side::Node, None) => {
-                let routers = pod_addresses(NODE_NUMBER, 1);
-                self.node
-                    .connect_routed(name, station, addresses, routers)?;
-            }
-            (Side::Node, Some(bridge)) => self.connect_bridged(name, station, addresses, bridge)?,
         }
-        Ok(Cable { side, device })
-    }
-
-    fn connect_bridged(
-        &self,
-        device: (&str, u32),
-        station: &Station,
-        addresses: &[IpAddr],
-        bridge: u32,
-    ) -> Result<(), LabError> {
-        let port = device.1;
-        let eth0 = self.node.connect(device, station, "eth0")?;
-        self.node
-            .configure(move |netlink| async move { netlink.enslave(port, bridge).await })?;
-        let routers = pod_addresses(NODE_NUMBER, 1);
-        station.address(
-            eth0,
-            addresses.iter().copied().map(with_subnet).collect(),
-            routers
-                .into_iter()
-                .filter(|router| addresses.iter().any(|a| a.is_ipv4() == router.is_ipv4()))
-                .map(|router| (everything(router), Hop::Via(router)))
-                .collect(),
-        )?;
-        announce::announce(station, eth0, addresses)
+        let node = node.map(|node| node.name().to_owned());
+        Ok(Cable { node, device })
     }
 
     /// Takes a connection down, now: a namespace alone is cleaned up by the kernel in its own time.
-    pub fn disconnect(&self, cable: Cable) -> Result<(), LabError> {
-        let station = match cable.side {
-            Side::Node => &self.node,
-            Side::Outside => &self.outside,
-        };
-        station.configure(move |netlink| async move { netlink.remove(cable.device).await })
+    pub fn disconnect(&self, cable: &Cable) -> Result<(), LabError> {
+        let node = cable.node.as_ref().and_then(|name| self.nodes.get(name));
+        let station = node.map_or(&self.outside, Node::station);
+        let device = cable.device;
+        station.configure(move |netlink| async move { netlink.remove(device).await })
     }
 }
 
-fn build_bridge(node: &Station, br_netfilter: bool) -> Result<u32, LabError> {
+/// A switch that all uplinks hang on, so that the nodes are neighbours, as host-gw needs them.
+fn build_underlay(outside: &Station) -> Result<u32, LabError> {
     for name in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
-        // They belong to the network namespace since kernel 5.3. Without the module there is nothing to turn off.
-        let set = node.worker.sysctl(
-            &format!("bridge/{name}"),
-            if br_netfilter { "1" } else { "0" },
-        );
-        match set {
-            Err(LabError::Io { .. }) if !br_netfilter => {}
-            Err(LabError::Io { .. }) => return Err(LabError::NoBridgeNetfilter),
+        // A switch does not look into IP. Without br_netfilter there is nothing to turn off.
+        match outside.worker.sysctl(&format!("bridge/{name}"), "0") {
+            Err(LabError::Io { .. }) => {}
             set => set?,
         }
     }
-    let routers = pod_addresses(NODE_NUMBER, 1).map(with_subnet);
-    node.configure(move |netlink| async move {
-        // A bridge without a fixed MAC takes a new one with each port; the bridge plugin fixes it as well.
-        let bridge = netlink
-            .bridge("cni0", [0x0a, 0x58, 10, 244, NODE_NUMBER, 1])
-            .await?;
-        for router in routers {
-            netlink.address(bridge, router).await?;
-        }
-        Ok(bridge)
-    })
+    let bridge = outside.configure(|netlink| async move {
+        netlink.bridge("underlay0", [0x02, 0, 172, 18, 0, 1]).await
+    })?;
+    outside.address(bridge, ROUTER_ADDRESSES.map(with_subnet).into(), Vec::new())?;
+    Ok(bridge)
 }

@@ -16,7 +16,7 @@ use super::{
     run_dir::PREFIX,
     serve,
     station::Station,
-    topology::{NODE_ADDRESSES, NODE_NAME, NODE_NUMBER, Side, pod_addresses},
+    topology::{NODE_NAME, NODE_NUMBER, pod_addresses},
 };
 use crate::{
     manifests::{DocumentId, Placement, PodManifest, World},
@@ -79,8 +79,9 @@ impl Addresses {
 struct Wish {
     addresses: Vec<IpAddr>,
     ports: Vec<Port>,
-    /// The node of a pod in a namespace of its own, or nothing for a host.
+    /// The node of a pod, or nothing for a host.
     node: Option<String>,
+    /// It has no namespace of its own: it shares its node's.
     in_node: bool,
 }
 
@@ -153,6 +154,7 @@ impl Lab {
 
     /// Makes the lab what its world says.
     pub(super) fn sync(&mut self) -> Result<(), LabError> {
+        self.add_nodes()?;
         let wishes = self.wishes();
         let gone: Vec<Party> = self
             .parties
@@ -178,20 +180,37 @@ impl Lab {
         self.write_manifests()
     }
 
+    /// With a backend, builds the nodes that pods name.
+    fn add_nodes(&mut self) -> Result<(), LabError> {
+        if self.backbone.backend.is_none() {
+            return Ok(());
+        }
+        let pods = self.world.pods().into_iter().filter(|pod| !pod.finished);
+        let names: BTreeSet<String> = pods.filter_map(|pod| pod.node).collect();
+        for name in names {
+            if !self.backbone.nodes.contains_key(&name) {
+                self.run_dir.add_node(&name)?;
+                let number = self.addresses.node(&name);
+                self.backbone.add_node(&name, number)?;
+            }
+        }
+        Ok(())
+    }
+
     fn wishes(&mut self) -> BTreeMap<Party, Wish> {
         let mut wishes = BTreeMap::new();
         for pod in self.world.pods().into_iter().filter(|pod| !pod.finished) {
-            let local = pod.node.as_deref().is_none_or(|node| node == NODE_NAME);
-            let in_node = pod.host_network && local;
+            let name = pod.node.as_deref().unwrap_or(NODE_NAME);
+            let node = self.backbone.nodes.get(name);
+            let host = node.filter(|_| pod.host_network);
             let wish = Wish {
-                addresses: if in_node {
-                    NODE_ADDRESSES.into()
-                } else {
-                    self.addresses.pod(&pod)
+                addresses: match host {
+                    Some(node) => node.addresses().into(),
+                    None => self.addresses.pod(&pod),
                 },
+                node: Some(name.to_owned()),
+                in_node: host.is_some(),
                 ports: pod.ports,
-                node: Some(pod.node.unwrap_or_else(|| NODE_NAME.to_owned())),
-                in_node,
             };
             wishes.insert(Party::Pod(pod.key), wish);
         }
@@ -215,9 +234,9 @@ impl Lab {
         for server in &seat.servers {
             server.abort();
         }
-        match seat.place {
+        match &seat.place {
             Place::Own { cable, .. } => self.backbone.disconnect(cable),
-            Place::Node => Ok(()),
+            Place::Node(_) => Ok(()),
         }
     }
 
@@ -242,8 +261,8 @@ impl Lab {
     }
 
     fn make_place(&mut self, party: &Party, wish: &Wish) -> Result<Place, LabError> {
-        if wish.in_node {
-            return Ok(Place::Node);
+        if let (true, Some(node)) = (wish.in_node, &wish.node) {
+            return Ok(Place::Node(node.clone()));
         }
         let id = self.run_dir.id();
         let (name, label) = match party {
@@ -252,16 +271,13 @@ impl Lab {
                 key.name.as_str(),
             ),
             Party::Host(name) => (format!("{PREFIX}{id}-h-{name}"), name.as_str()),
-            Party::Node => return Ok(Place::Node),
+            Party::Node | Party::Machine(_) => return Err(LabError::NoSuchParty(party.clone())),
         };
         let station = Station::create(name)?;
-        let side = match wish.node.as_deref() {
-            Some(NODE_NAME) => Side::Node,
-            _ => Side::Outside,
-        };
+        let node = wish.node.as_deref();
         let cable = self
             .backbone
-            .connect(side, &station, label, &wish.addresses)?;
+            .connect(node, &station, label, &wish.addresses)?;
         Ok(Place::Own {
             station,
             cable,
@@ -296,17 +312,11 @@ impl Lab {
 
     fn placement(&self, pod: &PodManifest) -> Option<Placement> {
         let seat = self.parties.get(&Party::Pod(pod.key.clone()))?;
-        let local = match &seat.place {
-            Place::Own { node, .. } => node.as_deref() == Some(NODE_NAME),
-            Place::Node => true,
-        };
+        let node = seat.place.node().unwrap_or(NODE_NAME);
+        let built = self.backbone.nodes.get(node);
         Some(Placement {
-            node: pod.node.clone().unwrap_or_else(|| NODE_NAME.to_owned()),
-            host_addresses: if local {
-                NODE_ADDRESSES.into()
-            } else {
-                Vec::new()
-            },
+            node: node.to_owned(),
+            host_addresses: built.map_or_else(Vec::new, |node| node.addresses().into()),
             addresses: seat.addresses.clone(),
         })
     }
@@ -340,10 +350,8 @@ impl Lab {
 impl Seat {
     /// Whether the party can stay where it is.
     fn fits(&self, wish: &Wish) -> bool {
-        let place = match &self.place {
-            Place::Own { node, .. } => !wish.in_node && *node == wish.node,
-            Place::Node => wish.in_node,
-        };
+        let in_node = matches!(self.place, Place::Node(_));
+        let place = in_node == wish.in_node && self.place.node() == wish.node.as_deref();
         place && self.addresses == wish.addresses
     }
 }

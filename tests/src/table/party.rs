@@ -11,14 +11,22 @@ pub enum Party {
     Pod(ObjectKey),
     /// A host outside the cluster, written `host/name`.
     Host(String),
-    /// The node itself, as the kubelet is. Written `node`; reached and reaching always, so only shown when it is not.
+    /// The node itself, as the kubelet is: of several, the one that the other end is on. Written `node`; reached and
+    /// reaching always, so only shown when it is not.
     Node,
+    /// One of several nodes by its name, written `node/name`: for pods of the other nodes an address like any other.
+    Machine(String),
 }
 
 impl Party {
     /// The pod `namespace/name`.
     pub fn pod(namespace: &str, name: &str) -> Self {
         Self::Pod(ObjectKey::new(namespace, name))
+    }
+
+    /// The node `name`, of several.
+    pub fn machine(name: &str) -> Self {
+        Self::Machine(name.to_owned())
     }
 
     /// The outside host `name`.
@@ -33,6 +41,7 @@ impl fmt::Display for Party {
             Self::Pod(key) => write!(f, "{key}"),
             Self::Host(name) => write!(f, "host/{name}"),
             Self::Node => f.write_str("node"),
+            Self::Machine(name) => write!(f, "node/{name}"),
         }
     }
 }
@@ -44,13 +53,14 @@ impl FromStr for Party {
         match text.split_once('/') {
             None if text == "node" => Ok(Self::Node),
             Some(("host", name)) if !name.is_empty() => Ok(Self::host(name)),
+            Some(("node", name)) if !name.is_empty() => Ok(Self::machine(name)),
             Some((namespace, name))
                 if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
             {
                 Ok(Self::pod(namespace, name))
             }
             _ => Err(format!(
-                "`{text}` is no party: write NAMESPACE/POD, host/NAME or node"
+                "`{text}` is no party: write NAMESPACE/POD, host/NAME, node or node/NAME"
             )),
         }
     }

@@ -298,7 +298,7 @@ prod/frontend ICMP
             ),
             (
                 "a/b TCP/1\n  open: c\n",
-                "line 2: `c` is no party: write NAMESPACE/POD, host/NAME or node",
+                "line 2: `c` is no party: write NAMESPACE/POD, host/NAME, node or node/NAME",
             ),
             (
                 "a/b TCP/1\na/b TCP/1\n",
