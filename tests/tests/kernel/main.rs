@@ -20,4 +20,6 @@ mod lab_denies;
 mod lab_open;
 mod lab_program;
 mod lab_world;
+mod nodes;
+mod nodes_wire;
 mod scenarios;
