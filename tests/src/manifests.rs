@@ -1,8 +1,9 @@
-//! The world as manifests: files of Kubernetes objects, of which the lab understands Pods and its own `Host` documents
-//! and passes everything else through as it was written.
+//! The world as manifests: files of Kubernetes objects, of which the lab understands Pods, Services, EndpointSlices
+//! and its own `Host` documents, and passes everything else through as it was written.
 
 mod file;
 mod pod;
+mod service;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 pub use file::is_manifest;
 pub use pod::{HostManifest, Placement, PodManifest};
+pub use service::{Endpoint, ServiceManifest, ServicePlacement, ServicePort, Target};
 
 use file::documents;
 
@@ -292,7 +294,8 @@ impl World {
         let odd = self.objects().filter_map(|(file, value)| {
             let reason = PodManifest::read(value)
                 .err()
-                .or_else(|| HostManifest::read(value).err())?;
+                .or_else(|| HostManifest::read(value).err())
+                .or_else(|| ServiceManifest::read(value).err())?;
             Some(problem(file, &reason))
         });
         broken.chain(odd).collect()

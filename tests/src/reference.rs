@@ -10,32 +10,54 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     lab::{Lab, Node},
-    table::{Destination, Family, Outcome, Party, Port, Table},
+    table::{Destination, Family, Outcome, Party, Port, Table, Via},
 };
 
-/// What the naive evaluator says of these destinations, and the objects that it refused, each with its reason.
+/// What the naive evaluator says of these destinations, and the objects that it refused, each with its reason. A Service
+/// is judged as the backend that serves it; backends that differ are a reason to refuse.
 pub fn table(lab: &Lab, destinations: &BTreeSet<Destination>) -> (Table, Vec<String>) {
-    let (mut snapshot, refused) = snapshot(lab);
+    let (mut snapshot, mut refused) = snapshot(lab);
     let sources = lab.sources();
     let mut table = Table::new();
     for destination in destinations {
+        if let Party::Service(_, via) = &destination.party
+            && *via != Via::ClusterIp
+        {
+            refused.push(format!(
+                "{destination}: who comes that way has another address"
+            ));
+            continue;
+        }
         for source in sources
             .iter()
-            .filter(|source| **source != destination.party)
+            .filter(|source| lab.may_try(source, &destination.party))
         {
             for family in Family::ALL {
-                let (Ok(from), Ok(to)) = (
-                    lab.address(source, family),
-                    lab.address(&destination.party, family),
-                ) else {
+                let (Ok(from), Ok(_)) =
+                    (lab.address(source, family), lab.goal(destination, family))
+                else {
                     continue;
                 };
-                let ends = [(source, from), (&destination.party, to)];
-                let allowed = allows(lab, &mut snapshot, ends, destination.port, family);
-                let outcome = if allowed {
-                    Outcome::Open
-                } else {
-                    Outcome::Denied
+                let mut verdicts: Vec<bool> = lab
+                    .receivers(destination, family)
+                    .iter()
+                    .filter_map(|goal| {
+                        let to = lab.address(&goal.party, family).ok()?;
+                        let ends = [(source, from), (&goal.party, to)];
+                        // A pod always reaches itself.
+                        let same = *source == goal.party;
+                        Some(same || allows(lab, &mut snapshot, ends, goal.port, family))
+                    })
+                    .collect();
+                verdicts.sort_unstable();
+                verdicts.dedup();
+                let outcome = match verdicts[..] {
+                    [true] => Outcome::Open,
+                    [false] => Outcome::Denied,
+                    _ => {
+                        refused.push(format!("{source} to {destination}: its backends differ"));
+                        continue;
+                    }
                 };
                 table.set(source, destination, family, outcome);
             }
@@ -96,7 +118,9 @@ fn end(lab: &Lab, party: &Party, address: IpAddr, by: Option<&Node>) -> referenc
             reference::Party::Address(address)
         }
         (Party::Pod(key), _) => reference::Party::Pod(key.clone()),
-        (Party::Host(_) | Party::Machine(_), _) => reference::Party::Address(address),
+        (Party::Host(_) | Party::Machine(_) | Party::Service(..), _) => {
+            reference::Party::Address(address)
+        }
     }
 }
 

@@ -18,11 +18,13 @@ use crate::{
 };
 
 /// Programs that building or testing needs, and the Debian package that brings each.
-const DEBIAN: [(&str, &str); 3] = [
+const DEBIAN: [(&str, &str); 5] = [
     ("cc", "gcc"),
     ("c++", "g++"),
-    // What the lab's nodes write Flannel's rules with.
+    // What the lab's nodes write Flannel's and kube-proxy's rules with, and what ends stale connections.
     ("nft", "nftables"),
+    ("iptables-restore", "iptables"),
+    ("conntrack", "conntrack"),
 ];
 
 /// Makes sure that everything is there; does nothing, quickly, when it is.

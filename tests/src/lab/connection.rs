@@ -5,6 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,7 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
     task::{AbortHandle, spawn_local},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use super::{Lab, error::LabError, probe, serve, worker::Worker};
@@ -32,6 +33,8 @@ pub enum Side {
 pub struct Connection {
     client: End,
     server: End,
+    accepted_by: Party,
+    seen_as: SocketAddr,
 }
 
 impl Connection {
@@ -47,10 +50,10 @@ impl Connection {
             to: to.to_string(),
             reason,
         };
-        let Port::Tcp(port) = to.port else {
+        let (address, Port::Tcp(port)) = lab.goal(to, family)? else {
             return Err(failed("only TCP connections can be held".to_owned()));
         };
-        let goal = SocketAddr::new(lab.address(&to.party, family)?, port);
+        let goal = SocketAddr::new(address, port);
         let id = probe::nonce();
         let near = &lab.station(from)?.worker;
         let stream = near.run(move || async move {
@@ -66,25 +69,42 @@ impl Connection {
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         });
         let near_stream = stream.map_err(|error| failed(error.to_string()))?;
-        let far = &lab.station(&to.party)?.worker;
-        let inbox = Arc::clone(lab.inbox(&to.party)?);
-        let far_stream = far.run(move || async move {
-            let held = async {
-                loop {
-                    if let Some(stream) = inbox.take_held(id) {
-                        return stream;
-                    }
-                    sleep(Duration::from_millis(1)).await;
+        let receivers = lab.receivers(to, family);
+        let end = Instant::now() + probe::TCP_PATIENCE;
+        let (receiver, far_stream) = loop {
+            let held = receivers.iter().find_map(|receiver| {
+                let stream = lab.inbox(&receiver.party).ok()?.take_held(id)?;
+                Some((receiver, stream))
+            });
+            match held {
+                Some(held) => break held,
+                None if Instant::now() > end => {
+                    let reason = "it opened, but its first bytes did not arrive";
+                    return Err(failed(reason.to_owned()));
                 }
-            };
-            timeout(probe::TCP_PATIENCE, held).await
-        });
-        let far_stream = far_stream
-            .map_err(|_| failed("it opened, but its first bytes did not arrive".to_owned()))?;
+                None => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        let seen_as = far_stream
+            .peer_addr()
+            .map_err(|error| failed(error.to_string()))?;
+        let far = &lab.station(&receiver.party)?.worker;
         Ok(Self {
             client: End::start(near, near_stream),
             server: End::start(far, far_stream),
+            accepted_by: receiver.party.clone(),
+            seen_as,
         })
+    }
+
+    /// Who accepted it: of a Service, the backend.
+    pub const fn accepted_by(&self) -> &Party {
+        &self.accepted_by
+    }
+
+    /// The client's address as its server sees it.
+    pub const fn seen_as(&self) -> SocketAddr {
+        self.seen_as
     }
 
     /// Sends a message from one side and says whether it arrived at the other in time. One that did not is still in the

@@ -31,6 +31,11 @@ pub enum LabError {
         /// The kernel's answer.
         error: rtnetlink::Error,
     },
+    /// A program that writes the rules for Services is not installed.
+    #[error(
+        "cannot find `{0}`: `cargo xtask setup` installs it (Debian's packages iptables, nftables and conntrack)"
+    )]
+    NoProgram(&'static str),
     /// A manifest that the lab itself must understand (a Pod or a Host) has something wrong.
     #[error("{file}: {reason}")]
     Manifest {

@@ -19,10 +19,10 @@ impl Lab {
         patience: Duration,
     ) -> Result<bool, LabError> {
         let failed = |error| LabError::io(format!("send a datagram to {to}"), error);
-        let Port::Udp(port) = to.port else {
+        let (address, Port::Udp(port)) = self.goal(to, family)? else {
             return Err(failed(std::io::ErrorKind::InvalidInput.into()));
         };
-        let goal = SocketAddr::new(self.address(&to.party, family)?, port);
+        let goal = SocketAddr::new(address, port);
         let nonce = probe::nonce();
         let sent = self.station(from)?.worker.run(move || async move {
             let any: SocketAddr = match goal {
@@ -33,9 +33,11 @@ impl Lab {
             socket.send_to(&serve::message(serve::PING_MAGIC, nonce), goal)
         });
         sent.map_err(failed)?;
-        let inbox = self.inbox(&to.party)?;
+        let receivers = self.receivers(to, family);
+        let inboxes = receivers.iter().map(|receiver| self.inbox(&receiver.party));
+        let inboxes: Vec<_> = inboxes.collect::<Result<_, _>>()?;
         let end = Instant::now() + patience;
-        while !inbox.has(nonce) {
+        while !inboxes.iter().any(|inbox| inbox.has(nonce)) {
             if Instant::now() > end {
                 return Ok(false);
             }

@@ -6,9 +6,11 @@
 //! Everything carries a name that begins with [`PREFIX`]; what a killed run leaves, the next lab sweeps ([`sweep`]).
 
 mod announce;
+mod caller;
 mod capture;
 mod connection;
 mod dialogue;
+mod dns;
 mod error;
 mod flannel;
 mod frame;
@@ -19,6 +21,7 @@ mod netns;
 mod node;
 mod probe;
 mod process;
+mod proxy;
 mod run_dir;
 mod sctp;
 mod serve;
@@ -42,15 +45,18 @@ use nix::{
 };
 use tokio::task::AbortHandle;
 
+pub use caller::{Caller, Heard};
 pub use capture::{Capture, Captured};
 pub use connection::{Connection, Side};
 pub use dialogue::Dialogue;
+pub use dns::Lookup;
 pub use error::LabError;
 pub use frame::FrameSocket;
 pub use netlink::{Hop, Netlink};
 pub use netns::{NETNS_DIR, NetNs, enter};
 pub use node::Node;
 pub use process::command_in;
+pub use proxy::ProxyMode;
 pub use run_dir::{LABS_DIR, NodeDir, PREFIX, RunDir, sweep};
 pub use sctp::{Chunk as SctpChunk, Packet as SctpPacket};
 pub use serve::Inbox;
@@ -75,6 +81,7 @@ pub struct Lab {
     world: World,
     addresses: world::Addresses,
     written: BTreeMap<String, String>,
+    services: proxy::Services,
 }
 
 /// A party in its place.
@@ -112,16 +119,36 @@ impl Lab {
     /// Builds a lab with one node of this shape for a world, and writes its manifests. Pods of other nodes hang on the
     /// router outside, and nothing masquerades. Needs root.
     pub fn new(shape: Shape, world: World) -> Result<Self, LabError> {
-        Self::build(shape, None, world)
+        Self::with_proxy(shape, world, ProxyMode::default())
+    }
+
+    /// As [`Self::new`], with kube-proxy in this mode.
+    pub fn with_proxy(shape: Shape, world: World, mode: ProxyMode) -> Result<Self, LabError> {
+        Self::build(shape, None, world, mode)
     }
 
     /// Builds a lab with every node that a pod names in `spec.nodeName`, now or later, each of this shape, and joined by a
     /// backend of Flannel, which also masquerades what pods send out of the cluster. Needs root and `nft`.
     pub fn with_nodes(shape: Shape, backend: Backend, world: World) -> Result<Self, LabError> {
-        Self::build(shape, Some(backend), world)
+        Self::build(shape, Some(backend), world, ProxyMode::default())
     }
 
-    fn build(shape: Shape, backend: Option<Backend>, world: World) -> Result<Self, LabError> {
+    /// As [`Self::with_nodes`], with kube-proxy in this mode on each of them.
+    pub fn with_nodes_and_proxy(
+        shape: Shape,
+        backend: Backend,
+        world: World,
+        mode: ProxyMode,
+    ) -> Result<Self, LabError> {
+        Self::build(shape, Some(backend), world, mode)
+    }
+
+    fn build(
+        shape: Shape,
+        backend: Option<Backend>,
+        world: World,
+        mode: ProxyMode,
+    ) -> Result<Self, LabError> {
         if !Uid::effective().is_root() {
             return Err(LabError::NotRoot);
         }
@@ -136,6 +163,7 @@ impl Lab {
             world,
             addresses: world::Addresses::default(),
             written: BTreeMap::new(),
+            services: proxy::Services::new(mode),
         };
         lab.sync()?;
         Ok(lab)
@@ -287,14 +315,16 @@ impl Lab {
     ) -> Result<Table, LabError> {
         let mut starts: BTreeMap<Party, Vec<Goal<'_>>> = BTreeMap::new();
         for source in sources {
-            for destination in destinations.iter().filter(|goal| goal.party != *source) {
+            let goals = destinations.iter();
+            for destination in goals.filter(|goal| self.may_try(source, &goal.party)) {
                 let from = self.beside(source, &destination.party);
                 let to = self.beside(&destination.party, source);
+                let to = Destination::new(to, destination.port);
                 for family in Family::ALL {
-                    if let (Ok(_), Ok(address)) =
-                        (self.address(&from, family), self.address(&to, family))
+                    if let (Ok(_), Ok((address, port))) =
+                        (self.address(&from, family), self.goal(&to, family))
                     {
-                        let probe = Probe::new(address, destination.port);
+                        let probe = Probe::new(address, port);
                         starts.entry(from.clone()).or_default().push(Goal {
                             source,
                             destination,
@@ -322,14 +352,17 @@ impl Lab {
         let denied = reports
             .iter()
             .filter(|(_, report)| report.outcome == Outcome::Denied)
-            .map(|(goal, _)| &goal.destination.party);
+            .flat_map(|(goal, _)| self.receivers(goal.destination, goal.family))
+            .map(|receiver| receiver.party);
         let arrivals = self.arrivals(&denied.collect());
         let mut table = Table::new();
         for (goal, report) in &reports {
             let masks = self.masks(goal);
-            let arrived = arrivals
-                .get(&goal.destination.party)
-                .is_some_and(|arrivals| arrivals.include(&goal.probe, report, &masks));
+            let arrived = self
+                .receivers(goal.destination, goal.family)
+                .iter()
+                .filter_map(|receiver| arrivals.get(&receiver.party))
+                .any(|arrivals| arrivals.include(&goal.probe, report, &masks));
             let outcome = match report.outcome {
                 Outcome::Denied if arrived => Outcome::Half,
                 outcome => outcome,
@@ -349,6 +382,9 @@ impl Lab {
 
     /// The addresses that the goal may see a probe come from in place of the pod's own.
     fn masks(&self, goal: &Goal<'_>) -> BTreeSet<IpAddr> {
+        if goal.destination.party.is_service() {
+            return self.nodes().flat_map(Node::all_addresses).collect();
+        }
         match (self.backend(), goal.source, self.home(goal.source)) {
             (Some(_), Party::Pod(_), Some(node)) => node.all_addresses(),
             _ => BTreeSet::new(),
@@ -362,7 +398,7 @@ impl Lab {
         destination: &Destination,
         family: Family,
     ) -> Result<Outcome, LabError> {
-        self.address(&destination.party, family)?;
+        self.goal(destination, family)?;
         let sources = BTreeSet::from([source.clone()]);
         let destinations = BTreeSet::from([destination.clone()]);
         let table = self.probe(&sources, &destinations)?;
@@ -372,12 +408,12 @@ impl Lab {
     }
 
     /// What these parties saw of probes.
-    fn arrivals<'a>(&self, parties: &BTreeSet<&'a Party>) -> BTreeMap<&'a Party, Arrivals> {
+    fn arrivals(&self, parties: &BTreeSet<Party>) -> BTreeMap<Party, Arrivals> {
         let asked: Vec<_> = parties
             .iter()
             .filter_map(|party| {
                 let half_open = half_open::clients(&self.station(party).ok()?.worker);
-                Some((*party, self.inbox(party).ok().cloned(), half_open))
+                Some((party.clone(), self.inbox(party).ok().cloned(), half_open))
             })
             .collect();
         asked

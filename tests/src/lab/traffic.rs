@@ -60,7 +60,8 @@ impl Counts {
 /// Traffic that flows until [`Traffic::stop`] or drop.
 pub struct Traffic {
     progress: Arc<Progress>,
-    inbox: Arc<Inbox>,
+    /// Of everybody where they may arrive.
+    inboxes: Vec<Arc<Inbox>>,
     task: AbortHandle,
 }
 
@@ -97,7 +98,8 @@ impl Traffic {
         load: Load,
         pause: Duration,
     ) -> Result<Self, LabError> {
-        let port = match (load, to.port) {
+        let (address, port) = lab.goal(to, family)?;
+        let port = match (load, port) {
             (Load::UdpFlow | Load::UdpFresh, Port::Udp(port)) => port,
             (Load::TcpStream | Load::TcpConnections, Port::Tcp(port)) => port,
             _ => {
@@ -108,7 +110,7 @@ impl Traffic {
                 });
             }
         };
-        let goal = SocketAddr::new(lab.address(&to.party, family)?, port);
+        let goal = SocketAddr::new(address, port);
         let progress = Arc::new(Progress::default());
         let shared = Arc::clone(&progress);
         let task = lab.station(from)?.worker.spawn(move || async move {
@@ -123,7 +125,11 @@ impl Traffic {
         });
         Ok(Self {
             progress,
-            inbox: Arc::clone(lab.inbox(&to.party)?),
+            inboxes: lab
+                .receivers(to, family)
+                .iter()
+                .map(|receiver| lab.inbox(&receiver.party).cloned())
+                .collect::<Result<_, _>>()?,
             task,
         })
     }
@@ -138,7 +144,11 @@ impl Traffic {
             .unwrap_or_default();
         Counts {
             sent: nonces.len() as u64,
-            arrived: self.inbox.count(nonces),
+            arrived: self
+                .inboxes
+                .iter()
+                .map(|inbox| inbox.count(nonces.iter().copied()))
+                .sum(),
             answered: self.progress.answered.load(Ordering::Relaxed),
             retransmitted: self.progress.retransmitted.load(Ordering::Relaxed),
         }

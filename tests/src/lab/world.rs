@@ -177,6 +177,7 @@ impl Lab {
         for (party, wish) in wishes {
             self.settle(&party, wish)?;
         }
+        self.sync_services()?;
         self.write_manifests()
     }
 
@@ -271,7 +272,9 @@ impl Lab {
                 key.name.as_str(),
             ),
             Party::Host(name) => (format!("{PREFIX}{id}-h-{name}"), name.as_str()),
-            Party::Node | Party::Machine(_) => return Err(LabError::NoSuchParty(party.clone())),
+            Party::Node | Party::Machine(_) | Party::Service(..) => {
+                return Err(LabError::NoSuchParty(party.clone()));
+            }
         };
         let station = Station::create(name)?;
         let node = wish.node.as_deref();
@@ -290,6 +293,7 @@ impl Lab {
         let seat = &self.parties[party];
         let addresses = seat.addresses.clone();
         let inbox = Arc::clone(&seat.inbox);
+        let names = Arc::clone(&self.services.names);
         let old = seat.servers.clone();
         let open = ports.clone();
         let started = worker.run(move || async move {
@@ -299,7 +303,7 @@ impl Lab {
             // An aborted server closes its socket when it is next polled.
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
-            serve::start(&addresses, &open, &inbox)
+            serve::start(&addresses, &open, &inbox, &names)
         });
         let servers = started
             .map_err(|error| LabError::io(format!("start the servers of {party}"), error))?;

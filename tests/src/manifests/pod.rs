@@ -140,7 +140,7 @@ impl HostManifest {
     }
 }
 
-fn read_port(port: &Value, field: &str) -> Result<Port, String> {
+pub(super) fn read_port(port: &Value, field: &str) -> Result<Port, String> {
     let number = port[field]
         .as_u64()
         .and_then(|number| u16::try_from(number).ok())
@@ -154,7 +154,7 @@ fn read_port(port: &Value, field: &str) -> Result<Port, String> {
     }
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

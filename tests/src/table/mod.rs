@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use diff::{Difference, Differences};
 pub use matrix::MatrixStyle;
 pub use outcome::{Failure, Outcome};
-pub use party::{Destination, Family, Party, Port};
+pub use party::{Destination, Family, Party, Port, Via};
 pub use text::ParseError;
 
 /// One source at one destination. A family that either of them has no address of stays `None`.
@@ -81,7 +81,7 @@ impl Table {
         for destination in destinations {
             for source in sources.clone() {
                 for family in Family::ALL {
-                    if *source != destination.party {
+                    if *source != destination.party && destination.party.is_there_for(source) {
                         table.set(source, destination, family, outcome);
                     }
                 }
@@ -157,6 +157,13 @@ impl Table {
                 .filter_map(|family| cell.get(*family))
                 .all(Outcome::is_open)
         })
+    }
+
+    /// The table without what is reached through Services.
+    pub fn without_services(&self) -> Self {
+        let mut table = self.clone();
+        table.cells.retain(|goal, _| !goal.party.is_service());
+        table
     }
 
     /// The same cells, all open: what a cluster without enforcement must show.

@@ -16,6 +16,42 @@ pub enum Party {
     Node,
     /// One of several nodes by its name, written `node/name`: for pods of the other nodes an address like any other.
     Machine(String),
+    /// A Service by one of its addresses, only ever a goal. Written `service/namespace/name`, or with another [`Via`].
+    Service(ObjectKey, Via),
+}
+
+/// By which of its addresses a Service is reached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Via {
+    /// `clusterIP`, written `service/`.
+    ClusterIp,
+    /// The node port at the node's own address, written `nodeport/`. Its destination names the Service's port all the same.
+    NodePort,
+    /// One of `externalIPs`, written `external/`.
+    ExternalIp,
+    /// An address of the load balancer, written `loadbalancer/`.
+    LoadBalancer,
+}
+
+impl Via {
+    /// Every way.
+    pub const ALL: [Self; 4] = [
+        Self::ClusterIp,
+        Self::NodePort,
+        Self::ExternalIp,
+        Self::LoadBalancer,
+    ];
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClusterIp => "service",
+            Self::NodePort => "nodeport",
+            Self::ExternalIp => "external",
+            Self::LoadBalancer => "loadbalancer",
+        })
+    }
 }
 
 impl Party {
@@ -33,6 +69,29 @@ impl Party {
     pub fn host(name: &str) -> Self {
         Self::Host(name.to_owned())
     }
+
+    /// The Service `namespace/name` by its cluster address.
+    pub fn service(namespace: &str, name: &str) -> Self {
+        Self::service_via(namespace, name, Via::ClusterIp)
+    }
+
+    /// The Service `namespace/name` by another of its addresses.
+    pub fn service_via(namespace: &str, name: &str, via: Via) -> Self {
+        Self::Service(ObjectKey::new(namespace, name), via)
+    }
+
+    /// Whether it is a Service, and so never the source of anything.
+    pub const fn is_service(&self) -> bool {
+        matches!(self, Self::Service(..))
+    }
+
+    /// Whether a party has any way to this one: an address that only nodes know is for nobody outside.
+    pub const fn is_there_for(&self, source: &Self) -> bool {
+        !matches!(
+            (self, source),
+            (Self::Service(_, Via::ClusterIp), Self::Host(_))
+        )
+    }
 }
 
 impl fmt::Display for Party {
@@ -42,6 +101,7 @@ impl fmt::Display for Party {
             Self::Host(name) => write!(f, "host/{name}"),
             Self::Node => f.write_str("node"),
             Self::Machine(name) => write!(f, "node/{name}"),
+            Self::Service(key, via) => write!(f, "{via}/{key}"),
         }
     }
 }
@@ -54,6 +114,19 @@ impl FromStr for Party {
             None if text == "node" => Ok(Self::Node),
             Some(("host", name)) if !name.is_empty() => Ok(Self::host(name)),
             Some(("node", name)) if !name.is_empty() => Ok(Self::machine(name)),
+            Some((way, key)) if key.contains('/') => {
+                let via = Via::ALL.into_iter().find(|via| via.to_string() == way);
+                match (via, key.split_once('/')) {
+                    (Some(via), Some((namespace, name)))
+                        if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+                    {
+                        Ok(Self::service_via(namespace, name, via))
+                    }
+                    _ => Err(format!(
+                        "`{text}` is no Service: write service/NAMESPACE/NAME, or nodeport/, external/ or loadbalancer/"
+                    )),
+                }
+            }
             Some((namespace, name))
                 if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
             {
@@ -96,6 +169,16 @@ impl Port {
             Self::Udp(port) => Some((Protocol::Udp, port)),
             Self::Sctp(port) => Some((Protocol::Sctp, port)),
             Self::Icmp => None,
+        }
+    }
+
+    /// Another port of the same protocol.
+    pub const fn with_number(self, number: u16) -> Self {
+        match self {
+            Self::Tcp(_) => Self::Tcp(number),
+            Self::Udp(_) => Self::Udp(number),
+            Self::Sctp(_) => Self::Sctp(number),
+            Self::Icmp => Self::Icmp,
         }
     }
 }

@@ -141,6 +141,9 @@ impl Table {
             let row = table.cells.entry(destination.clone()).or_default();
             for word in sources.split_whitespace() {
                 let source: Party = word.parse().map_err(at)?;
+                if source.is_service() {
+                    return Err(at(format!("{source} opens no connections")));
+                }
                 if source == destination.party {
                     return Err(at(format!(
                         "{source} is the destination of this block itself"
@@ -180,12 +183,13 @@ fn complete(
             .destinations()
             .map(|destination| destination.party.clone()),
     );
-    everybody.remove(&Party::Node);
+    everybody.retain(|party| *party != Party::Node && !party.is_service());
     for (line, destination) in blocks {
         let row = &table.cells[destination];
         let missing: Vec<String> = everybody
             .iter()
             .filter(|party| **party != destination.party && !row.contains_key(*party))
+            .filter(|party| destination.party.is_there_for(party))
             .map(Party::to_string)
             .collect();
         if !missing.is_empty() {
@@ -198,10 +202,9 @@ fn complete(
             ));
         }
         if !parties.is_empty()
-            && let Some(stranger) = row
-                .keys()
-                .chain([&destination.party])
-                .find(|party| **party != Party::Node && !parties.contains(*party))
+            && let Some(stranger) = row.keys().chain([&destination.party]).find(|party| {
+                **party != Party::Node && !party.is_service() && !parties.contains(*party)
+            })
         {
             return Err(ParseError::at(
                 *line,
@@ -324,5 +327,28 @@ prod/frontend ICMP
             error.to_string(),
             "line 1: the block of a/b TCP/1 names a/x, whom the world does not have"
         );
+    }
+
+    #[test]
+    fn the_block_of_a_service_names_every_pod_and_no_host() {
+        let world = BTreeSet::from([Party::pod("a", "b"), Party::pod("a", "c"), Party::host("h")]);
+        let text = "service/a/web TCP/80\n  open: a/b\n  denied: a/c\n";
+        let table = Table::parse(text, &world).expect("it is complete");
+        assert_eq!(
+            table.to_string(),
+            "service/a/web TCP/80\n  open:   a/b\n  denied: a/c\n"
+        );
+        assert!(table.without_services().is_empty());
+        let error = Table::parse("nodeport/a/web TCP/80\n  open: a/b a/c\n", &world);
+        assert!(error.is_err(), "a host has a way to a node port");
+        let error = text.replace("denied: a/c", "denied: a/c service/a/web");
+        let error = Table::parse(&error, &world).expect_err("it opens nothing");
+        assert_eq!(
+            error.to_string(),
+            "line 3: service/a/web opens no connections"
+        );
+        for wrong in ["servant/a/web", "service/a/b/c", "service//web"] {
+            assert!(wrong.parse::<Party>().is_err(), "{wrong}");
+        }
     }
 }

@@ -19,6 +19,7 @@ mod lab_cleanup;
 mod lab_denies;
 mod lab_open;
 mod lab_program;
+mod lab_services;
 mod lab_world;
 mod nodes;
 mod nodes_wire;
