@@ -24,3 +24,4 @@ mod lab_world;
 mod nodes;
 mod nodes_wire;
 mod scenarios;
+mod services;
