@@ -86,6 +86,14 @@ pub enum ScenarioError {
         /// The port.
         destination: Destination,
     },
+    /// An expected table names a Service's port that the world does not have.
+    #[error("{}: the world has no {destination}", path.display())]
+    NoService {
+        /// The file.
+        path: PathBuf,
+        /// What it names.
+        destination: Destination,
+    },
     /// The directory has no step.
     #[error("{}: a scenario needs at least one directory of policies beside `world`", .0.display())]
     NoStep(PathBuf),
@@ -174,9 +182,15 @@ impl Step {
         if let Some(destination) = world
             .destinations()
             .into_iter()
+            .chain(world.service_destinations())
             .find(|wanted| !expected.destinations().any(|given| given == wanted))
         {
             return Err(ScenarioError::Incomplete { path, destination });
+        }
+        let served = world.service_destinations();
+        let unserved = |to: &&Destination| to.party.is_service() && !served.contains(*to);
+        if let Some(destination) = expected.destinations().find(unserved).cloned() {
+            return Err(ScenarioError::NoService { path, destination });
         }
         Ok(Self {
             name: name_of(directory),

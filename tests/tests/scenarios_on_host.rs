@@ -28,8 +28,11 @@ use serde::de::DeserializeOwned;
 
 const NODE: &str = "node";
 
-/// Everybody's addresses.
-struct Addresses(BTreeMap<Party, Vec<IpAddr>>);
+/// Everybody's addresses, and who is behind each Service.
+struct Addresses {
+    parties: BTreeMap<Party, Vec<IpAddr>>,
+    services: BTreeMap<Destination, BTreeSet<Destination>>,
+}
 
 impl Addresses {
     fn of(world: &World) -> Self {
@@ -44,12 +47,24 @@ impl Addresses {
             .hosts()
             .into_iter()
             .map(|host| (Party::host(&host.name), host.addresses));
-        Self(pods.chain(hosts).collect())
+        let services = world.service_destinations().into_iter();
+        Self {
+            parties: pods.chain(hosts).collect(),
+            services: services
+                .map(|service| (service.clone(), world.backends(&service)))
+                .collect(),
+        }
+    }
+
+    /// Where what is sent to a destination really goes.
+    fn goals(&self, destination: &Destination) -> BTreeSet<Destination> {
+        let behind = self.services.get(destination).cloned();
+        behind.unwrap_or_else(|| BTreeSet::from([destination.clone()]))
     }
 
     fn get(&self, party: &Party, family: Family) -> Option<IpAddr> {
         let v4 = family == Family::V4;
-        self.0
+        self.parties
             .get(party)?
             .iter()
             .copied()
@@ -60,7 +75,7 @@ impl Addresses {
         Some(Placement {
             node: NODE.to_owned(),
             host_addresses: vec![],
-            addresses: self.0.get(&Party::Pod(pod.key.clone()))?.clone(),
+            addresses: self.parties.get(&Party::Pod(pod.key.clone()))?.clone(),
         })
     }
 }
@@ -256,18 +271,18 @@ impl Compiled {
             .collect();
         for (source, destination) in cells {
             for family in Family::ALL {
-                let ends = addresses
-                    .get(&source, family)
-                    .zip(addresses.get(&destination.party, family));
-                let Some((from, to)) = ends else { continue };
-                let open = allows(
-                    self,
-                    (&source, from),
-                    (&destination.party, to),
-                    destination.port,
-                );
-                let outcome = if open { Outcome::Open } else { Outcome::Denied };
-                table.set(&source, &destination, family, outcome);
+                // Behind each Service of a scenario there is one pod, so that its cell has one answer.
+                for goal in addresses.goals(&destination) {
+                    let ends = addresses
+                        .get(&source, family)
+                        .zip(addresses.get(&goal.party, family));
+                    let Some((from, to)) = ends else { continue };
+                    let to_itself = source == goal.party;
+                    let open =
+                        to_itself || allows(self, (&source, from), (&goal.party, to), goal.port);
+                    let outcome = if open { Outcome::Open } else { Outcome::Denied };
+                    table.set(&source, &destination, family, outcome);
+                }
             }
         }
         table

@@ -25,3 +25,4 @@ mod nodes;
 mod nodes_wire;
 mod scenarios;
 mod services;
+mod services_egress;

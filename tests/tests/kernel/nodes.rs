@@ -117,9 +117,13 @@ fn open(lab: &Lab, moment: &str) -> anyhow::Result<()> {
 
 /// The whole table, against the naive evaluator.
 fn as_specified(lab: &Lab, fleet: &Fleet, moment: &str) -> anyhow::Result<Table> {
-    let (expected, refused) = reference::table(lab, &lab.destinations());
+    let mut destinations = lab.destinations();
+    if lab.has_services() {
+        destinations.extend(lab.world().service_destinations());
+    }
+    let (expected, refused) = reference::table(lab, &destinations);
     ensure!(refused.is_empty(), "{moment}: {}", refused.join("; "));
-    let found = lab.table()?;
+    let found = lab.table_of(&destinations)?;
     let wrong = expected.differences(&found);
     let logs = || -> String { fleet.agents().iter().map(Agent::log).collect() };
     ensure!(wrong.is_empty(), "{moment}: {wrong}\n{}", logs());

@@ -20,7 +20,11 @@ fn run(name: &str, shape: Shape, hook: Hook) -> anyhow::Result<()> {
 fn play(scenario: &Scenario, shape: Shape, hook: Hook) -> anyhow::Result<()> {
     let first = scenario.steps.first().context("a scenario has a step")?;
     let mut lab = Lab::new(shape, first.world.clone())?;
-    let before = lab.table()?;
+    let mut everything = lab.destinations();
+    if lab.has_services() {
+        everything.extend(first.world.service_destinations());
+    }
+    let before = lab.table_of(&everything)?;
     ensure!(
         before.all_open(),
         "without an agent, {}",
@@ -34,7 +38,12 @@ fn play(scenario: &Scenario, shape: Shape, hook: Hook) -> anyhow::Result<()> {
         let started = Instant::now();
         agent.wait()?;
         let enforced = started.elapsed();
-        let destinations: BTreeSet<_> = step.expected.destinations().cloned().collect();
+        let expected = if lab.has_services() {
+            step.expected.clone()
+        } else {
+            step.expected.without_services()
+        };
+        let destinations: BTreeSet<_> = expected.destinations().cloned().collect();
         let (naive, refused) = reference::table(&lab, &destinations);
         ensure!(
             refused.is_empty(),
@@ -42,16 +51,16 @@ fn play(scenario: &Scenario, shape: Shape, hook: Hook) -> anyhow::Result<()> {
             step.name,
             refused.join("; ")
         );
-        let doubt = step.expected.differences(&naive);
+        let doubt = expected.differences(&naive);
         ensure!(
             doubt.is_empty(),
             "{}: the expected table and the naive evaluator disagree: {doubt}",
             step.name
         );
         let found = lab.table_of(&destinations)?;
-        let wrong = step.expected.differences(&found);
+        let wrong = expected.differences(&found);
         if !wrong.is_empty() {
-            let mut story = format!("{}: {wrong}\nexpected:\n\n{}", step.name, step.expected);
+            let mut story = format!("{}: {wrong}\nexpected:\n\n{}", step.name, expected);
             write!(story, "\nfound:\n\n{found}")?;
             if let Ok(status) = agent.status_text() {
                 write!(story, "\nstatus:\n{status}")?;
