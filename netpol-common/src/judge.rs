@@ -330,6 +330,11 @@ fn track<F: Frame, T: Tables>(
         live: false,
     };
     if !packet.tracked() {
+        let redirects = matches!(packet.kind, Kind::Router)
+            || packet.protocol == protocol::ICMP && packet.flags == icmp::REDIRECT;
+        if redirects && matches!(direction, Direction::Egress) {
+            return Reason::Router;
+        }
         if matches!(packet.kind, Kind::Error)
             && let Some(reason) = related(
                 frame,
@@ -348,6 +353,11 @@ fn track<F: Frame, T: Tables>(
     if place.is_none() {
         settled = false;
         place = tables.opening(key);
+    }
+    if place.is_none() {
+        // Another CPU may have taken it over from there in between.
+        settled = true;
+        place = tables.flow(key);
     }
     if let Some(place) = &place {
         let known = place.load();
@@ -613,9 +623,13 @@ fn note<T: Tables>(tables: &T, case: &Case<'_>, flow: &mut Flow, flags: u16) {
 /// A flow, whichever table has it.
 #[inline(always)]
 fn find<T: Tables>(tables: &T, key: &FlowKey) -> Option<T::Flow> {
-    match tables.flow(key) {
+    if let Some(place) = tables.flow(key) {
+        return Some(place);
+    }
+    match tables.opening(key) {
         Some(place) => Some(place),
-        None => tables.opening(key),
+        // Another CPU may have taken it over from there in between.
+        None => tables.flow(key),
     }
 }
 
@@ -630,9 +644,6 @@ fn related<F: Frame, T: Tables>(
 ) -> Option<Reason> {
     let error = case.packet;
     let sends = matches!(case.direction, Direction::Egress);
-    if sends && error.protocol == protocol::ICMP && error.flags == icmp::REDIRECT {
-        return Some(Reason::Router);
-    }
     if !quote(frame, error, quoted) {
         return None;
     }

@@ -137,6 +137,8 @@ pub enum Kind {
     Error = 3,
     /// A fragment of which nobody knows the ports.
     Portless = 4,
+    /// A router advertisement or redirect that a router may have passed on: it means nothing to its receiver.
+    Router = 5,
 }
 
 /// Which part of a datagram a packet is.
@@ -160,7 +162,7 @@ pub enum Parsed {
     Arp,
     /// Neighbour discovery (RFC 4861) or multicast listener discovery (RFC 3810) that no router has passed on.
     Neighbour,
-    /// A router advertisement or redirect.
+    /// A router advertisement or redirect that no router has passed on.
     Router,
     /// Something that cannot be judged by its ports, for this reason.
     Opaque(Reason),
@@ -305,7 +307,7 @@ impl Packet {
     /// Whether a flow can be kept for it.
     #[inline(always)]
     pub const fn tracked(&self) -> bool {
-        !matches!(self.kind, Kind::Error | Kind::Portless)
+        !matches!(self.kind, Kind::Error | Kind::Portless | Kind::Router)
     }
 
     /// The key that the fragments of this datagram share, when it is judged for the endpoint behind `interface`.

@@ -241,10 +241,11 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
         let hop_limit = h[7];
         // Only what a router cannot have passed on (RFC 4861 section 6.1, RFC 3810 section 5).
         let on_link = match i[0] {
-            icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_REDIRECT => return Parsed::Router,
             icmp::V6_ROUTER_SOLICITATION
+            | icmp::V6_ROUTER_ADVERTISEMENT
             | icmp::V6_NEIGHBOUR_SOLICITATION
-            | icmp::V6_NEIGHBOUR_ADVERTISEMENT => hop_limit == 255,
+            | icmp::V6_NEIGHBOUR_ADVERTISEMENT
+            | icmp::V6_REDIRECT => hop_limit == 255,
             icmp::V6_LISTENER_QUERY..=icmp::V6_LISTENER_DONE | icmp::V6_LISTENER_REPORT_V2 => {
                 hop_limit == 1
             }
@@ -253,7 +254,10 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
         // They are never fragmented (RFC 6980).
         if on_link && matches!(x.piece, Piece::Whole) {
             packet.flags = i[0];
-            return Parsed::Neighbour;
+            return match icmp_kind(protocol::ICMPV6, i[0]) {
+                Kind::Router => Parsed::Router,
+                _ => Parsed::Neighbour,
+            };
         }
     }
     transport(frame, packet, x.at, x.fragmentable)
@@ -385,6 +389,7 @@ pub(crate) const fn icmp_kind(number: u8, message: u8) -> Kind {
             | icmp::REDIRECT
             | icmp::TIME_EXCEEDED
             | icmp::PARAMETER_PROBLEM => Kind::Error,
+            icmp::ROUTER_ADVERTISEMENT => Kind::Router,
             _ => Kind::Plain,
         }
     } else {
@@ -392,6 +397,7 @@ pub(crate) const fn icmp_kind(number: u8, message: u8) -> Kind {
             icmp::V6_ECHO_REQUEST => Kind::EchoRequest,
             icmp::V6_ECHO_REPLY => Kind::EchoReply,
             icmp::V6_UNREACHABLE..=icmp::V6_PARAMETER_PROBLEM => Kind::Error,
+            icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_REDIRECT => Kind::Router,
             _ => Kind::Plain,
         }
     }
