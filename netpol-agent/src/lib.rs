@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod cli;
 pub mod cluster;
+pub mod conntrack;
 pub mod dataplane;
 pub mod node;
 pub mod object;
