@@ -3,6 +3,8 @@
 //! Maps and links are pinned: enforcement goes on when the agent ends, and the next one adopts what it finds.
 
 mod error;
+mod events;
+mod flows;
 mod links;
 pub mod memory;
 mod pins;
@@ -17,16 +19,18 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray},
+    maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
     programs::SchedClassifier,
 };
-use netpol_common::{Direction, Endpoint, Flow, FlowKey, Reason, Tally, map, size};
+use netpol_common::{Direction, Endpoint, Flow, FlowKey, Reason, Tally, lost, map, size};
 
 pub use self::{
     error::Error,
+    events::Events,
+    flows::Flows,
     links::{HookChoice, HookKind},
     pins::holds_pins,
-    sys::grace,
+    sys::{grace, monotonic, tick},
 };
 use self::{
     error::os_error,
@@ -84,6 +88,7 @@ pub struct Dataplane {
     endpoints: HashMap<MapData, u32, Endpoint>,
     slots: Array<MapData, u32>,
     statistics: PerCpuArray<MapData, Tally>,
+    lost: PerCpuArray<MapData, u64>,
     epoch_map: Array<MapData, u32>,
     epoch: u32,
     /// Hooks that carry the programs of this process.
@@ -194,6 +199,7 @@ impl Dataplane {
         let endpoints = take(&mut object, map::ENDPOINTS)?;
         let slots = take(&mut object, map::SLOTS)?;
         let statistics = take(&mut object, map::STATS)?;
+        let lost = take(&mut object, map::LOST)?;
         let epoch_map: Array<MapData, u32> = take(&mut object, map::EPOCH)?;
         let epoch = epoch_map.get(&0, 0).map_err(|e| Error::Read {
             table: map::EPOCH,
@@ -207,6 +213,7 @@ impl Dataplane {
             endpoints,
             slots,
             statistics,
+            lost,
             epoch_map,
             epoch,
             attached: BTreeSet::new(),
@@ -444,6 +451,41 @@ impl Dataplane {
             })
         };
         FILLED.into_iter().map(fill).collect()
+    }
+
+    /// How many drops have no record, by [`lost`].
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn lost(&self) -> Result<[u64; lost::COUNT as usize], Error> {
+        let mut all = [0; lost::COUNT as usize];
+        for (index, sum) in (0..).zip(&mut all) {
+            let cpus = self.lost.get(&index, 0).map_err(|e| Error::Read {
+                table: map::LOST,
+                source: os_error(e),
+            })?;
+            *sum = cpus.iter().sum();
+        }
+        Ok(all)
+    }
+
+    /// The records of drops. Only once: there is one reader.
+    ///
+    /// # Errors
+    ///
+    /// If the ring buffer cannot be opened.
+    pub fn events(&mut self) -> Result<Events, Error> {
+        take::<RingBuf<MapData>>(&mut self.object, map::EVENTS).map(Events::new)
+    }
+
+    /// The flow tables, for another thread.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be opened.
+    pub fn flows(&self) -> Result<Flows, Error> {
+        Flows::open(&self.pins)
     }
 
     /// What the programs log of traced packets, for [`Options::trace`].

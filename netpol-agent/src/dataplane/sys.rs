@@ -1,5 +1,5 @@
 //! Kernel calls which aya does not offer.
-#![expect(unsafe_code, reason = "bpf(2) and membarrier(2)")]
+#![expect(unsafe_code, reason = "bpf(2), membarrier(2) and clock_gettime(2)")]
 
 use std::{
     io, mem,
@@ -8,6 +8,7 @@ use std::{
 
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info};
+use netpol_common::{TICK_SHIFT, Tick};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: the kernel reads and writes no more than the size says; pointers in `attr` are the callers' affair.
@@ -144,4 +145,25 @@ pub fn grace() {
     if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
+}
+
+/// Nanoseconds of a clock of the kernel.
+fn clock(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes the structure and nothing else.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The clock of the flow tables.
+pub fn tick() -> Tick {
+    (clock(libc::CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT) as Tick
+}
+
+/// The clock of [`netpol_common::Event::time`].
+pub fn monotonic() -> u64 {
+    clock(libc::CLOCK_MONOTONIC)
 }
