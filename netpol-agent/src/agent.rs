@@ -4,9 +4,11 @@
 //! period, and what nobody refers to any more is taken away. A change never waits for the background work of another.
 
 mod control;
+mod drops;
 mod endpoints;
 mod enforcer;
 mod kernel;
+mod repair;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
+use netpol_common::Event;
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, oneshot},
@@ -30,13 +33,14 @@ use tokio::{
 
 use self::{
     control::Asked,
+    drops::Drops,
     enforcer::{Enforcer, Grace},
 };
 pub use self::{
     control::{Request, Response, SOCKET},
     status::{
-        InterfaceStatus, IsolationStatus, PacketStatus, PendingStatus, PodStatus, PolicyStatus,
-        ProblemStatus, SourceStatus, Status, TableStatus,
+        DropStatus, InterfaceStatus, IsolationStatus, PacketStatus, PendingStatus, PodStatus,
+        PolicyStatus, ProblemStatus, SourceStatus, Status, TableStatus,
     },
 };
 use crate::{
@@ -95,6 +99,7 @@ pub async fn run<S: Source>(
     if !options.trace.is_empty() {
         tokio::spawn(follow(dataplane.tracer()?));
     }
+    let drops = Drops::start(&mut dataplane);
     let mut agent = Agent {
         node: options.node.clone(),
         discovery: Discovery::start().map_err(Error::Discovery)?,
@@ -108,6 +113,7 @@ pub async fn run<S: Source>(
         grace: None,
         waiters: Vec::new(),
         tickets: 0,
+        drops,
     };
     agent.run(asked, stop).await;
     let _ = std::fs::remove_file(&socket);
@@ -163,6 +169,7 @@ struct Agent<S> {
     grace: Option<(Grace, JoinHandle<()>)>,
     waiters: Vec<Waiter>,
     tickets: u64,
+    drops: Drops,
 }
 
 /// What ended a turn's wait.
@@ -170,6 +177,7 @@ enum Turn {
     Update(Option<Update>),
     Report,
     Asked(Asked),
+    Drops(Vec<Event>),
     Grace,
     Time,
 }
@@ -187,6 +195,7 @@ impl<S: Source> Agent<S> {
                 Ok(()) = self.discovery.reports.changed() => Turn::Report,
                 () = over(&mut self.grace) => Turn::Grace,
                 Some(asked) = asked.recv() => Turn::Asked(asked),
+                batch = self.drops.next() => Turn::Drops(batch),
                 update = next(&mut self.source) => Turn::Update(update),
                 () = timer => Turn::Time,
             };
@@ -199,6 +208,7 @@ impl<S: Source> Agent<S> {
                     }
                 }
                 Turn::Asked((request, reply)) => self.answer(request, reply),
+                Turn::Drops(batch) => self.drops.take(&batch, &self.enforcer),
                 Turn::Time => {
                     let due = |f: &enforcer::Failure| f.retry <= Instant::now();
                     if self.enforcer.failure.as_ref().is_some_and(due) {
@@ -215,6 +225,7 @@ impl<S: Source> Agent<S> {
             self.open_gate();
             busy = self.enforcer.work();
             self.serve_waiters();
+            self.drops.tell(&self.enforcer);
             if self.grace.is_none()
                 && let Some(grace) = self.enforcer.wants_grace()
             {
@@ -230,7 +241,8 @@ impl<S: Source> Agent<S> {
         }
         let retry = self.enforcer.failure.as_ref().map(|f| f.retry);
         let end = self.waiters.iter().map(|w| w.end).min();
-        match retry.into_iter().chain(end).min() {
+        let told = self.drops.due();
+        match retry.into_iter().chain(end).chain(told).min() {
             Some(due) => Box::pin(tokio::time::sleep_until(due.into())),
             None => Box::pin(pending()),
         }
@@ -308,7 +320,9 @@ impl<S: Source> Agent<S> {
                         .map(ProblemStatus::from)
                         .collect(),
                 };
-                let status = Box::new(status::of(&self.enforcer, &self.node, source));
+                let drops = self.drops.status(&self.enforcer);
+                let status = status::of(&self.enforcer, &self.node, source, drops);
+                let status = Box::new(status);
                 let _ = reply.send(Response::Status { status });
             }
             Request::Wait { timeout_millis } => {

@@ -236,7 +236,14 @@ impl<K: Kernel> Enforcer<K> {
     fn write_endpoints(&mut self) {
         let locals = self.locals();
         self.endpoints.aim(&locals, &self.report, &self.trace);
-        for (interface, endpoint) in self.endpoints.to_write() {
+        let writes = self.endpoints.to_write();
+        let mut fresh = writes.clone();
+        fresh.retain(|(interface, _)| !self.endpoints.actual.contains_key(interface));
+        if !fresh.is_empty() {
+            // Before anything of the pod is judged: what is open already was opened by somebody.
+            self.kernel.seed(&fresh);
+        }
+        for (interface, endpoint) in writes {
             let result = if Endpoints::fits(endpoint.slot) {
                 self.kernel
                     .set_endpoint(interface, &endpoint)

@@ -1,7 +1,8 @@
 //! What the agent asks of the kernel. [`Dataplane`] answers for the real one; tests have one that fails on demand.
 
-use netpol_common::{Endpoint, Reason, Tally};
+use netpol_common::{Endpoint, Reason, Tally, lost};
 
+use super::repair;
 use crate::{
     dataplane::{Dataplane, Error, TableFill},
     policy::Edit,
@@ -25,6 +26,10 @@ pub(super) trait Kernel {
     fn hook(&self) -> String;
     fn statistics(&self, slot: u32) -> Result<Tallies, Self::Error>;
     fn fill(&self) -> Result<Vec<TableFill>, Self::Error>;
+    /// How many drops have no record.
+    fn lost(&self) -> Result<[u64; lost::COUNT as usize], Self::Error>;
+    /// Writes the flows that lived before these endpoints.
+    fn seed(&mut self, fresh: &[(u32, Endpoint)]);
 }
 
 impl Kernel for Dataplane {
@@ -65,5 +70,11 @@ impl Kernel for Dataplane {
     }
     fn fill(&self) -> Result<Vec<TableFill>, Error> {
         self.fill()
+    }
+    fn lost(&self) -> Result<[u64; lost::COUNT as usize], Error> {
+        self.lost()
+    }
+    fn seed(&mut self, fresh: &[(u32, Endpoint)]) {
+        repair::seed(self, fresh);
     }
 }

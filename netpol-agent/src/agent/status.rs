@@ -30,6 +30,8 @@ pub struct Status {
     pub policies: Vec<PolicyStatus>,
     /// How full the tables of the kernel are.
     pub tables: Vec<TableStatus>,
+    /// Drops that are told nowhere one by one, and flows that were lost.
+    pub drops: DropStatus,
     /// What is not written yet.
     pub pending: PendingStatus,
     /// What keeps the discovery of interfaces from working, if anything.
@@ -165,6 +167,22 @@ pub struct TableStatus {
     pub capacity: usize,
 }
 
+/// Drops that are told nowhere one by one, and flows that were lost. Every drop is counted in [`PodStatus::packets`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropStatus {
+    /// Without a record: the pod had caused too many in that second.
+    pub over_budget: u64,
+    /// Without a record: the buffer was full.
+    pub buffer_full: u64,
+    /// With a record that the agent had no time for.
+    pub unread: u64,
+    /// Flows that the tables had lost and connection tracking still knew.
+    pub repaired: u64,
+    /// Drops that may have been answers, whose flow was not looked for because there were too many.
+    pub unasked: u64,
+}
+
 /// What is not written yet.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -234,7 +252,12 @@ impl From<&Problem> for ProblemStatus {
 }
 
 /// Puts the status together.
-pub(super) fn of<K: Kernel>(enforcer: &Enforcer<K>, node: &str, source: SourceStatus) -> Status {
+pub(super) fn of<K: Kernel>(
+    enforcer: &Enforcer<K>,
+    node: &str,
+    source: SourceStatus,
+    drops: DropStatus,
+) -> Status {
     let report = enforcer.report();
     let mut pods: Vec<_> = enforcer
         .index
@@ -304,6 +327,7 @@ pub(super) fn of<K: Kernel>(enforcer: &Enforcer<K>, node: &str, source: SourceSt
                 capacity: table.capacity,
             })
             .collect(),
+        drops,
         pending: PendingStatus {
             edits: enforcer.pending(),
             error: enforcer.failure.as_ref().map(|f| f.error.clone()),

@@ -142,6 +142,10 @@ impl Kernel for Fake {
     fn fill(&self) -> Result<Vec<TableFill>, Failed> {
         Ok(Vec::new())
     }
+    fn lost(&self) -> Result<[u64; 2], Failed> {
+        Ok([0; 2])
+    }
+    fn seed(&mut self, _: &[(u32, Endpoint)]) {}
 }
 
 fn namespace() -> ObjectChange {

@@ -73,6 +73,26 @@ fn head(out: &mut String, status: &Status) {
     if let Some(trouble) = &status.trouble {
         line(out, "trouble", trouble);
     }
+    let drops = &status.drops;
+    line(
+        out,
+        "drops",
+        format_args!(
+            "{} not told one by one ({} over budget, {} buffer full, {} unread)",
+            drops.over_budget + drops.buffer_full + drops.unread,
+            drops.over_budget,
+            drops.buffer_full,
+            drops.unread
+        ),
+    );
+    line(
+        out,
+        "flows",
+        format_args!(
+            "{} lost and repaired, {} not looked for",
+            drops.repaired, drops.unasked
+        ),
+    );
     for problem in &status.source.problems {
         line(
             out,

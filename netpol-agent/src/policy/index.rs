@@ -237,6 +237,11 @@ impl Index {
         })
     }
 
+    /// The pod that has an address.
+    pub fn pod_at(&self, address: &Address) -> Option<ObjectKey> {
+        self.peers.owner(address).map(|pod| self.world.pod_key(pod))
+    }
+
     /// All policies by namespace and name.
     pub fn policies(&self) -> impl Iterator<Item = PolicyStatus<'_>> {
         let mut policies: Vec<_> = self
