@@ -4,6 +4,7 @@
 //! `cargo xtask test` runs it; `cargo xtask test --only NAME` a part of it.
 
 mod agent_cleanup;
+mod agent_events;
 mod agent_interfaces;
 mod agent_manifests;
 mod agent_mounts;
@@ -13,6 +14,7 @@ mod agent_status;
 mod agent_wait;
 mod dataplane_links;
 mod dataplane_tables;
+mod flow_repair;
 mod judge;
 mod lab_agent;
 mod lab_cleanup;
