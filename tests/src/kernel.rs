@@ -147,7 +147,15 @@ impl Bench {
             map::PEER_NETS,
             map::RULES,
             map::PORTS,
+            map::SLOTS,
             map::FLOWS,
+            map::OPENING,
+            map::FRAGMENTS,
+            map::TICKETS,
+            map::TUNNELS,
+            map::EVENTS,
+            map::BUDGETS,
+            map::LOST,
             map::STATS,
             map::EPOCH,
         ] {
@@ -165,17 +173,19 @@ impl Bench {
         Ok(programs)
     }
 
-    /// Empties the flow table.
+    /// Empties the flow tables.
     ///
     /// # Errors
     ///
     /// If it cannot be read.
     pub fn forget_flows(&self) -> anyhow::Result<()> {
-        let map = Map::from_map_data(MapData::from_pin(self.directory().join(map::FLOWS))?)?;
-        let mut flows: HashMap<_, FlowKey, Flow> = map.try_into()?;
-        let keys: Vec<FlowKey> = flows.keys().filter_map(Result::ok).collect();
-        for key in keys {
-            let _ = flows.remove(&key);
+        for table in [map::FLOWS, map::OPENING] {
+            let map = Map::from_map_data(MapData::from_pin(self.directory().join(table))?)?;
+            let mut flows: HashMap<_, FlowKey, Flow> = map.try_into()?;
+            let keys: Vec<FlowKey> = flows.keys().filter_map(Result::ok).collect();
+            for key in keys {
+                let _ = flows.remove(&key);
+            }
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ mod agent_wait;
 mod dataplane_links;
 mod dataplane_tables;
 mod flow_repair;
+mod flow_table;
 mod judge;
 mod lab_agent;
 mod lab_cleanup;
