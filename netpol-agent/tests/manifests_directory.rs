@@ -107,6 +107,13 @@ impl World {
                 ObjectChange::PolicyGone(key) => {
                     self.objects.remove(&format!("NetworkPolicy {key}"));
                 }
+                ObjectChange::Service(s) => {
+                    let addresses = s.addresses.len().to_string();
+                    self.objects.insert(format!("Service {}", s.key), addresses);
+                }
+                ObjectChange::ServiceGone(key) => {
+                    self.objects.remove(&format!("Service {key}"));
+                }
                 ObjectChange::NodeAddresses(_) => panic!("a source knows nothing of the node"),
             }
         }
@@ -339,10 +346,12 @@ async fn json_lists_and_the_output_of_kubectl() {
         {"apiVersion": "v1", "kind": "Pod",
          "metadata": {"name": "a", "namespace": "shop", "creationTimestamp": "2024-01-01T00:00:00Z"},
          "spec": {"nodeName": "here", "containers": [{"name": "c", "image": "i"}]}, "status": {"phase": "Running"}},
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop"}}]}"#;
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop"},
+         "spec": {"clusterIPs": ["10.96.0.1", "fd00:96::1"], "ports": [{"port": 80}]}, "status": {"loadBalancer": {}}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "shop"}}]}"#;
     let mut world = World::new(&[("pods.json", list), ("README.md", "no manifest")]);
     world.next().await;
-    world.has(&[("Pod shop/a", "here")]);
+    world.has(&[("Pod shop/a", "here"), ("Service shop/a", "2")]);
     assert_eq!(world.problems, []);
 }
 

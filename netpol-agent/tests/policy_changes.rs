@@ -6,8 +6,11 @@ mod world;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use netpol_agent::policy::{Edit, Generation, ObjectChange, object::ObjectKey};
-use netpol_common::{Isolation, Peer};
+use netpol_agent::policy::{
+    Edit, Generation, ObjectChange,
+    object::{ObjectKey, Service},
+};
+use netpol_common::{Isolation, Peer, Tables as _};
 use policy_support::compile;
 use serde_json::json;
 use world::{TCP, World, clients, pod, pod_with, policy, server_policy};
@@ -202,6 +205,37 @@ fn nothing_is_taken_away_before_its_time() {
     world.index.settle(world.index.generation());
     assert!(world.index.settled());
     assert!(world.index.generation() > Generation(0));
+}
+
+#[test]
+fn an_address_is_a_services_as_long_as_one_service_has_it() {
+    let address: IpAddr = "10.0.0.77".parse().expect("an address");
+    let service = |name: &str, addresses: &[IpAddr]| {
+        ObjectChange::Service(Service {
+            key: ObjectKey::new("prod", name),
+            addresses: addresses.iter().copied().collect(),
+        })
+    };
+    let entry = |world: &World| world.plane.tables.host(&address.into()).unwrap_or_default();
+    let mut world = World::of(clients());
+    let start = world.index.tables();
+    world.change(service("a", &[address]));
+    assert_eq!(entry(&world).flags, Peer::SERVICE);
+    let again = world.index.apply([service("a", &[address])]);
+    assert!(again.is_empty(), "{again:?}");
+    world.change(service("b", &[address]));
+    world.change(ObjectChange::NodeAddresses([address].into()));
+    world.change(service("a", &[]));
+    assert_eq!(entry(&world).flags, Peer::SERVICE | Peer::NODE);
+    world.change(server_policy(
+        json!([{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/24" } }] }]),
+    ));
+    assert!(entry(&world).is_virtual() && entry(&world).class != 0);
+    world.change(ObjectChange::ServiceGone(ObjectKey::new("prod", "b")));
+    assert_eq!(entry(&world).flags, Peer::NODE);
+    world.change(ObjectChange::NodeAddresses(BTreeSet::new()));
+    world.change(ObjectChange::PolicyGone(ObjectKey::new("prod", "server")));
+    assert_eq!(world.index.tables(), start);
 }
 
 #[test]

@@ -9,11 +9,22 @@ mod worlds;
 
 use moments::{Timeline, about_itself, decide, in_order, questions, remotes};
 use netpol_agent::policy::{Generation, Index, reference::Snapshot};
+use netpol_common::{Peer, Tables as _};
 use policy_support::{HERE, Plane, compile, expected, settle};
 use proptest::{collection::vec, prelude::*};
 use worlds::{change, world};
 
 fn check(world: &Snapshot, plane: &Plane) -> Result<(), TestCaseError> {
+    for remote in remotes(&[world]) {
+        let peer = plane.tables.host(&remote.into()).unwrap_or_default();
+        let flags = [
+            (Peer::NODE, world.node_addresses.contains(&remote)),
+            (Peer::SERVICE, world.is_service(remote)),
+        ];
+        for (flag, wanted) in flags {
+            prop_assert_eq!(peer.flags & flag != 0, wanted, "{}: flag {}", remote, flag);
+        }
+    }
     for q in questions(world, &remotes(&[world])) {
         if !about_itself(world, &q) {
             prop_assert_eq!(decide(plane, &q), expected(world, &q), "{:?}", q);
@@ -35,7 +46,10 @@ proptest! {
                 own.is_ipv4() == q.remote.is_ipv4()
                     && world.owner(**own).is_some_and(|owner| owner.key == q.pod)
             });
-            if let Some(own) = own {
+            // What goes to a Service is judged where it leaves; what comes from one nobody has sent.
+            if let Some(own) = own
+                && !world.is_service(q.remote)
+            {
                 prop_assert_eq!(plane.judge(*own, &q), expected(&world, &q), "{:?}", q);
             }
         }

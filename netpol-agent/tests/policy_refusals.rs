@@ -2,7 +2,7 @@
 
 use netpol_agent::policy::{
     convert::{self, Refusal},
-    object::{Policy, PolicyPeer, PortMatch, Protocol, Requirement},
+    object::{Policy, PolicyPeer, PortMatch, Protocol, Requirement, Service},
 };
 use serde_json::{Value, json};
 
@@ -475,5 +475,82 @@ fn what_matters_of_a_pod_is_kept() {
     assert_eq!(
         (pod.node.as_str(), pod.host_network, pod.finished),
         ("n", true, true)
+    );
+}
+
+fn service(spec: Value, status: Value) -> Result<Service, Refusal> {
+    let object =
+        json!({ "metadata": { "namespace": "ns", "name": "s" }, "spec": spec, "status": status });
+    convert::service(&serde_json::from_value(object).expect("the shape of a Service"))
+}
+
+#[test]
+fn every_address_of_a_service_counts() {
+    let read = |spec, status| {
+        let service = service(spec, status).expect("a good Service");
+        let texts: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
+        texts.join(" ")
+    };
+    let all = json!({
+        "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00:96::1"], "externalIPs": ["192.0.2.7"],
+        "loadBalancerIP": "192.0.2.8",
+    });
+    let status = json!({ "loadBalancer": { "ingress": [{ "hostname": "lb.example" }, { "ip": "192.0.2.9" }] } });
+    assert_eq!(
+        read(all, status),
+        "10.96.0.1 192.0.2.7 192.0.2.8 192.0.2.9 fd00:96::1"
+    );
+    let headless = json!({ "clusterIP": "None", "clusterIPs": ["None"] });
+    assert_eq!(read(headless, Value::Null), "");
+    let named = json!({ "type": "ExternalName", "externalName": "db.example", "clusterIP": "" });
+    assert_eq!(read(named, Value::Null), "");
+    assert_eq!(read(Value::Null, json!({ "loadBalancer": {} })), "");
+}
+
+#[test]
+fn bad_services() {
+    let refused = |spec, status, field: &str, reason: &str| {
+        let refusal = service(spec, status).expect_err("is refused");
+        assert_eq!(refusal.field, field, "{refusal}");
+        assert!(refusal.reason.contains(reason), "{refusal}");
+        assert_eq!(
+            (refusal.kind, refusal.object.to_string().as_str()),
+            ("Service", "ns/s")
+        );
+    };
+    for (spec, field, reason) in [
+        (
+            json!({ "clusterIP": "10.96.0" }),
+            "spec.clusterIP",
+            "not an IP address",
+        ),
+        (
+            json!({ "clusterIP": "none" }),
+            "spec.clusterIP",
+            "not an IP address",
+        ),
+        (
+            json!({ "clusterIPs": ["10.96.0.1", "::ffff:10.96.0.1"] }),
+            "spec.clusterIPs[1]",
+            "write it as IPv4",
+        ),
+        (
+            json!({ "externalIPs": ["None"] }),
+            "spec.externalIPs[0]",
+            "not an IP address",
+        ),
+        (
+            json!({ "loadBalancerIP": "x" }),
+            "spec.loadBalancerIP",
+            "not an IP address",
+        ),
+    ] {
+        refused(spec, Value::Null, field, reason);
+    }
+    refused(
+        json!({ "clusterIP": "None" }),
+        json!({ "loadBalancer": { "ingress": [{}, { "ip": "1.2.3" }] } }),
+        "status.loadBalancer.ingress[1].ip",
+        "not an IP address",
     );
 }

@@ -121,6 +121,14 @@ fn objects(world: &World, addresses: &Addresses) -> anyhow::Result<BTreeMap<Stri
         |p| (format!("policy {}", p.key), ObjectChange::Policy(p)),
         &mut all,
     )?;
+    read(
+        world,
+        addresses,
+        "Service",
+        convert::service,
+        |s| (format!("service {}", s.key), ObjectChange::Service(s)),
+        &mut all,
+    )?;
     Ok(all)
 }
 
@@ -130,6 +138,7 @@ fn gone(change: &ObjectChange) -> Option<ObjectChange> {
         ObjectChange::Namespace(n) => Some(ObjectChange::NamespaceGone(n.name.clone())),
         ObjectChange::Pod(p) => Some(ObjectChange::PodGone(p.key.clone())),
         ObjectChange::Policy(p) => Some(ObjectChange::PolicyGone(p.key.clone())),
+        ObjectChange::Service(s) => Some(ObjectChange::ServiceGone(s.key.clone())),
         _ => None,
     }
 }

@@ -133,7 +133,7 @@ impl Catalog {
     }
 
     /// Brings what is in force up to date for these objects, and returns what really changed: namespaces first, then
-    /// pods, then policies.
+    /// pods, then policies, then Services.
     pub fn changes(&mut self, touched: &BTreeSet<ObjectId>) -> Vec<ObjectChange> {
         let mut changes = Vec::new();
         for id in touched {
@@ -241,6 +241,7 @@ fn set(object: &Object) -> ObjectChange {
         Object::Namespace(namespace) => ObjectChange::Namespace(namespace.clone()),
         Object::Pod(pod) => ObjectChange::Pod(pod.clone()),
         Object::Policy(policy) => ObjectChange::Policy(policy.clone()),
+        Object::Service(service) => ObjectChange::Service(service.clone()),
     }
 }
 
@@ -249,5 +250,6 @@ fn gone(id: &ObjectId) -> ObjectChange {
         Kind::Namespace => ObjectChange::NamespaceGone(id.key.name.clone()),
         Kind::Pod => ObjectChange::PodGone(id.key.clone()),
         Kind::NetworkPolicy => ObjectChange::PolicyGone(id.key.clone()),
+        Kind::Service => ObjectChange::ServiceGone(id.key.clone()),
     }
 }

@@ -1,7 +1,7 @@
 //! From the text of a manifest file to trimmed objects.
 
 use k8s_openapi::api::{
-    core::v1::{Namespace, Pod},
+    core::v1::{Namespace, Pod, Service},
     networking::v1::NetworkPolicy,
 };
 use serde::de::DeserializeOwned;
@@ -26,6 +26,7 @@ pub(super) enum Object {
     Namespace(object::Namespace),
     Pod(object::Pod),
     Policy(object::Policy),
+    Service(object::Service),
 }
 
 /// Why one object of a file cannot be used.
@@ -163,6 +164,7 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
     let (group, known) = match kind {
         "Namespace" => ("v1", Kind::Namespace),
         "Pod" => ("v1", Kind::Pod),
+        "Service" => ("v1", Kind::Service),
         "NetworkPolicy" => ("networking.k8s.io/v1", Kind::NetworkPolicy),
         _ => return foreign(kind, version, place),
     };
@@ -216,6 +218,9 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
         Kind::NetworkPolicy => trim(value, kind, &key, |p: NetworkPolicy| {
             convert::policy(&p).map(Object::Policy)
         }),
+        Kind::Service => trim(value, kind, &key, |s: Service| {
+            convert::service(&s).map(Object::Service)
+        }),
     };
     Some(Definition {
         id: Some(ObjectId { kind: known, key }),
@@ -228,6 +233,7 @@ fn foreign(kind: &str, version: &str, place: &str) -> Option<Definition> {
     let (meant, _) = [
         ("Namespace", "v1"),
         ("Pod", "v1"),
+        ("Service", "v1"),
         (POLICY, "networking.k8s.io/v1"),
     ]
     .into_iter()

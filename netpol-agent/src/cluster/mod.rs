@@ -54,6 +54,8 @@ pub enum Kind {
     Pod,
     /// `networking.k8s.io/v1 NetworkPolicy`
     NetworkPolicy,
+    /// `v1 Service`
+    Service,
 }
 
 impl fmt::Display for Kind {
@@ -62,6 +64,7 @@ impl fmt::Display for Kind {
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Service => "Service",
         })
     }
 }

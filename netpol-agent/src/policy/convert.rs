@@ -5,6 +5,7 @@
 //! rules. An object that is refused changes nothing: its last good version stays in force.
 
 mod policy;
+mod service;
 mod syntax;
 
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ use super::{
     world::NAME_LABEL,
 };
 
-pub use self::policy::policy;
+pub use self::{policy::policy, service::service};
 
 /// Why an object cannot be compiled.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -156,14 +157,7 @@ fn addresses(status: Option<&core::PodStatus>) -> Result<Vec<IpAddr>, Fault> {
     }
     let mut addresses: Vec<IpAddr> = Vec::new();
     for (field, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-        let address: IpAddr = text
-            .parse()
-            .map_err(|_| field.fault(format!("{text:?} is not an IP address")))?;
-        if matches!(address, IpAddr::V6(six) if six.to_ipv4_mapped().is_some()) {
-            return Err(field.fault(format!(
-                "{text} is an IPv4 address in IPv6 form: write it as IPv4"
-            )));
-        }
+        let address = field.ip_address(text)?;
         if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) {
             return Err(field.fault(format!(
                 "{text} is a second address of its family: a pod has at most one of each"

@@ -10,7 +10,7 @@ use netpol_common::{Address, Direction, Isolation};
 use super::{
     catalog::{Catalog, Ruleset},
     edit::{Change, Edit, Generation, PodIsolation},
-    object::{Namespace, ObjectKey, Pod, Policy},
+    object::{Namespace, ObjectKey, Pod, Policy, Service},
     order::{sort, sort_removals},
     peers::Peers,
     reconcile::rules,
@@ -37,6 +37,10 @@ pub enum ObjectChange {
     Policy(Policy),
     /// This policy is gone.
     PolicyGone(ObjectKey),
+    /// A Service as it is now.
+    Service(Service),
+    /// This Service is gone.
+    ServiceGone(ObjectKey),
     /// The addresses of this node, all of them.
     NodeAddresses(BTreeSet<IpAddr>),
 }
@@ -89,6 +93,8 @@ pub struct Index {
     /// Pod terms, filed for the pods that may match them.
     pub(super) terms: SelectorIndex<Ref<Term>>,
     pub(super) node_addresses: BTreeSet<Address>,
+    /// The addresses of each Service, as far as it has some.
+    pub(super) services: BTreeMap<ObjectKey, BTreeSet<Address>>,
     pub(super) announced: BTreeMap<Handle<PodRecord>, Announced>,
     pub(super) generation: Generation,
     pub(super) dirty: Dirty,
@@ -117,6 +123,7 @@ impl Index {
             peers: Peers::new(),
             terms: SelectorIndex::default(),
             node_addresses: BTreeSet::new(),
+            services: BTreeMap::new(),
             announced: BTreeMap::new(),
             generation: Generation::default(),
             dirty: Dirty::default(),

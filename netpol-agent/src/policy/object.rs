@@ -1,6 +1,9 @@
 //! Kubernetes objects, trimmed and checked: what the index keeps of each.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -111,6 +114,16 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Ports of the containers and of the restartable init containers.
     pub ports: Vec<ContainerPort>,
+}
+
+/// What matters of a Service: somebody else answers at its addresses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// `spec.clusterIPs` (or `spec.clusterIP`) unless headless, `spec.externalIPs`, `spec.loadBalancerIP` and
+    /// `status.loadBalancer.ingress[].ip`.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// A label selector (meta/v1 LabelSelector): all requirements must hold. An empty one matches everything.

@@ -18,7 +18,7 @@ use super::{
     world::{PodRecord, World},
 };
 
-/// A single address that pods claim or the node has.
+/// A single address that pods claim, or that the node or Services have.
 #[derive(Default)]
 struct Host {
     /// Pods that claim it; more than one only while an old object has not been deleted yet.
@@ -26,8 +26,18 @@ struct Host {
     /// The one of them that has it, as of the last refresh.
     owner: Option<Handle<PodRecord>>,
     node: bool,
+    /// How many Services have it: an external address may be given to several, for different ports.
+    services: usize,
     class: Option<Ref<Class>>,
     written: Option<Peer>,
+}
+
+impl Host {
+    fn flags(&self) -> u32 {
+        let node = if self.node { Peer::NODE } else { 0 };
+        let service = if self.services > 0 { Peer::SERVICE } else { 0 };
+        node | service
+    }
 }
 
 /// A boundary of an `ipBlock`, as of the last refresh.
@@ -38,7 +48,7 @@ struct Net {
 
 /// Addresses and prefixes with their classes.
 ///
-/// A single address has an entry when it has a class or is the node's. Where its class is none, no block holds it, so the
+/// A single address has an entry when it has a class, or is the node's or a Service's. Where its class is none, no block holds it, so the
 /// prefix that answers in its place has no class either.
 #[derive(Default)]
 pub(super) struct Peers {
@@ -79,6 +89,17 @@ impl Peers {
     /// Notes whether an address is the node's.
     pub(super) fn set_node(&mut self, address: Address, node: bool) {
         self.hosts.entry(address).or_default().node = node;
+        self.dirty_hosts.insert(address);
+    }
+
+    /// Notes that one more Service has an address, or one less.
+    pub(super) fn set_service(&mut self, address: Address, has: bool) {
+        let host = self.hosts.entry(address).or_default();
+        host.services = if has {
+            host.services + 1
+        } else {
+            host.services.saturating_sub(1)
+        };
         self.dirty_hosts.insert(address);
     }
 
@@ -145,7 +166,7 @@ impl Peers {
             moved.extend(owner);
             host.owner = owner;
         }
-        let gone = host.claimants.is_empty() && !host.node;
+        let gone = host.claimants.is_empty() && !host.node && host.services == 0;
         let mut matches: Vec<Match> = Vec::new();
         if !gone {
             matches.extend(
@@ -167,7 +188,7 @@ impl Peers {
             }
         }
         let peer = Peer {
-            flags: if host.node { Peer::NODE } else { 0 },
+            flags: host.flags(),
             ..Peer::of(catalog.class_id(host.class))
         };
         let peer = (peer != Peer::default()).then_some(peer);

@@ -43,6 +43,11 @@ impl Index {
             }
             ObjectChange::Policy(policy) => self.selection.set_policy(policy, &mut self.world),
             ObjectChange::PolicyGone(key) => self.selection.policy_gone(&key, &mut self.world),
+            ObjectChange::Service(service) => {
+                let addresses = service.addresses.into_iter().map(Into::into).collect();
+                self.set_service(service.key, addresses);
+            }
+            ObjectChange::ServiceGone(key) => self.set_service(key, BTreeSet::new()),
             ObjectChange::NodeAddresses(addresses) => {
                 let addresses: BTreeSet<Address> = addresses.into_iter().map(Into::into).collect();
                 for address in self.node_addresses.symmetric_difference(&addresses) {
@@ -50,6 +55,19 @@ impl Index {
                 }
                 self.node_addresses = addresses;
             }
+        }
+    }
+
+    fn set_service(&mut self, key: ObjectKey, addresses: BTreeSet<Address>) {
+        let old = if addresses.is_empty() {
+            self.services.remove(&key)
+        } else {
+            self.services.insert(key, addresses.clone())
+        };
+        let old = old.unwrap_or_default();
+        for address in old.symmetric_difference(&addresses) {
+            self.peers
+                .set_service(*address, addresses.contains(address));
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
     index::ObjectChange,
     object::{
         Labels, Namespace, ObjectKey, Pod, Policy, PolicyPeer, PolicyPort, PortMatch, Protocol,
-        Requirement, Rule, Selector,
+        Requirement, Rule, Selector, Service,
     },
 };
 
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub pods: BTreeMap<ObjectKey, Pod>,
     /// Policies.
     pub policies: BTreeMap<ObjectKey, Policy>,
+    /// Services.
+    pub services: BTreeMap<ObjectKey, Service>,
 }
 
 /// One end of a connection.
@@ -102,6 +104,12 @@ impl Snapshot {
             ObjectChange::PolicyGone(key) => {
                 self.policies.remove(&key);
             }
+            ObjectChange::Service(service) => {
+                self.services.insert(service.key.clone(), service);
+            }
+            ObjectChange::ServiceGone(key) => {
+                self.services.remove(&key);
+            }
             ObjectChange::NodeAddresses(addresses) => self.node_addresses = addresses,
         }
     }
@@ -115,10 +123,12 @@ impl Snapshot {
             .map(ObjectChange::Namespace);
         let pods = self.pods.values().cloned().map(ObjectChange::Pod);
         let policies = self.policies.values().cloned().map(ObjectChange::Policy);
+        let services = self.services.values().cloned().map(ObjectChange::Service);
         std::iter::once(ObjectChange::NodeAddresses(self.node_addresses.clone()))
             .chain(namespaces)
             .chain(pods)
             .chain(policies)
+            .chain(services)
             .collect()
     }
 
@@ -196,6 +206,13 @@ impl Snapshot {
             .values()
             .filter(|pod| is_seen(pod) && pod.addresses.contains(&address))
             .max_by_key(|pod| (!pod.terminating, pod.created, &pod.uid, &pod.key))
+    }
+
+    /// Whether a Service has an address: who answers there is known only after kube-proxy has translated it.
+    pub fn is_service(&self, address: IpAddr) -> bool {
+        self.services
+            .values()
+            .any(|service| service.addresses.contains(&address))
     }
 
     /// "A Pod cannot block access to itself."

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::{
     policy_support::{HERE, Plane, Question},
-    worlds::{NODE, OUTSIDE, ip},
+    worlds::{NODE, OUTSIDE, SERVICES, ip},
 };
 
 /// Ports on both sides of every boundary that the worlds of the property tests use.
@@ -62,7 +62,7 @@ pub fn remotes(worlds: &[&Snapshot]) -> Vec<IpAddr> {
         .iter()
         .flat_map(|w| w.pods.values())
         .flat_map(|pod| pod.addresses.clone());
-    let fixed = OUTSIDE.into_iter().chain(NODE).map(ip);
+    let fixed = OUTSIDE.into_iter().chain(NODE).chain(SERVICES).map(ip);
     let all: BTreeSet<_> = pods.chain(fixed).collect();
     all.into_iter().collect()
 }

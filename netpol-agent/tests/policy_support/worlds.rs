@@ -7,7 +7,7 @@ use netpol_agent::policy::{
     ObjectChange,
     object::{
         ContainerPort, Labels, Namespace, ObjectKey, Pod, Policy, PolicyPeer, PolicyPort,
-        PortMatch, Protocol, Requirement, Rule, Selector,
+        PortMatch, Protocol, Requirement, Rule, Selector, Service,
     },
     reference::Snapshot,
 };
@@ -228,6 +228,27 @@ fn policy() -> impl Strategy<Value = Policy> {
     })
 }
 
+/// Addresses of Services: their own, one that pods claim, one in a block, and the node's.
+pub const SERVICES: [&str; 5] = [
+    "10.96.0.1",
+    "10.0.0.5",
+    "192.168.1.10",
+    "fd00:96::1",
+    "10.0.0.14",
+];
+
+fn service_key() -> impl Strategy<Value = ObjectKey> {
+    (select(&NAMESPACES[..]), select(&["s0", "s1"][..]))
+        .prop_map(|(namespace, name)| ObjectKey::new(namespace, name))
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    (service_key(), vec(select(&SERVICES[..]), 0..=3)).prop_map(|(key, addresses)| Service {
+        key,
+        addresses: addresses.into_iter().map(ip).collect(),
+    })
+}
+
 pub fn change() -> impl Strategy<Value = ObjectChange> {
     let node = vec(select(&NODE[..]), 0..=2)
         .prop_map(|a| ObjectChange::NodeAddresses(a.into_iter().map(ip).collect()));
@@ -238,6 +259,8 @@ pub fn change() -> impl Strategy<Value = ObjectChange> {
         2 => policy_key().prop_map(ObjectChange::PolicyGone),
         3 => namespace().prop_map(ObjectChange::Namespace),
         1 => select(&NAMESPACES[..]).prop_map(|n| ObjectChange::NamespaceGone(n.into())),
+        2 => service().prop_map(ObjectChange::Service),
+        1 => service_key().prop_map(ObjectChange::ServiceGone),
         1 => node,
     ]
 }
@@ -248,8 +271,9 @@ pub fn world() -> impl Strategy<Value = Snapshot> {
         vec(namespace(), 0..=3),
         vec(pod(), 2..=8),
         vec(policy(), 1..=5),
+        vec(service(), 0..=2),
     )
-        .prop_map(|(namespaces, pods, policies)| {
+        .prop_map(|(namespaces, pods, policies, services)| {
             let mut world = Snapshot {
                 node: HERE.into(),
                 node_addresses: NODE.map(ip).into(),
@@ -258,7 +282,8 @@ pub fn world() -> impl Strategy<Value = Snapshot> {
             let namespaces = namespaces.into_iter().map(ObjectChange::Namespace);
             let pods = pods.into_iter().map(ObjectChange::Pod);
             let policies = policies.into_iter().map(ObjectChange::Policy);
-            for change in namespaces.chain(pods).chain(policies) {
+            let services = services.into_iter().map(ObjectChange::Service);
+            for change in namespaces.chain(pods).chain(policies).chain(services) {
                 world.apply(&change);
             }
             world

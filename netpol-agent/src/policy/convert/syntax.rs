@@ -1,5 +1,7 @@
 //! Paths of fields, and the syntax of single values (k8s.io/apimachinery/pkg/util/validation).
 
+use std::net::IpAddr;
+
 use super::Fault;
 use crate::policy::object::Protocol;
 
@@ -24,6 +26,19 @@ impl Field {
         Fault {
             field: self.0.clone(),
             reason: reason.into(),
+        }
+    }
+
+    /// An address. An IPv4 address in IPv6 form would be another one to the tables than the packets carry.
+    pub(super) fn ip_address(&self, text: &str) -> Result<IpAddr, Fault> {
+        let address: IpAddr = text
+            .parse()
+            .map_err(|_| self.fault(format!("{text:?} is not an IP address")))?;
+        match address {
+            IpAddr::V6(six) if six.to_ipv4_mapped().is_some() => Err(self.fault(format!(
+                "{text} is an IPv4 address in IPv6 form: write it as IPv4"
+            ))),
+            address => Ok(address),
         }
     }
 
