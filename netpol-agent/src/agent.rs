@@ -7,6 +7,7 @@ mod control;
 mod drops;
 mod endpoints;
 mod enforcer;
+mod hooks;
 mod kernel;
 mod repair;
 mod status;
@@ -34,13 +35,14 @@ use tokio::{
 use self::{
     control::Asked,
     drops::Drops,
+    endpoints::Orders,
     enforcer::{Enforcer, Grace},
 };
 pub use self::{
     control::{Request, Response, SOCKET},
     status::{
-        DropStatus, InterfaceStatus, IsolationStatus, PacketStatus, PendingStatus, PodStatus,
-        PolicyStatus, ProblemStatus, SourceStatus, Status, TableStatus,
+        DevicesStatus, DropStatus, InterfaceStatus, IsolationStatus, PacketStatus, PendingStatus,
+        PodStatus, PolicyStatus, ProblemStatus, SourceStatus, Status, TableStatus,
     },
 };
 use crate::{
@@ -59,6 +61,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Pods whose packets are logged.
     pub trace: BTreeSet<ObjectKey>,
+    /// Pods may send under addresses that are not theirs, and receive what is for others.
+    pub allow_spoofing: bool,
 }
 
 /// An error that ends the agent. What is pinned stays in force.
@@ -100,10 +104,14 @@ pub async fn run<S: Source>(
         tokio::spawn(follow(dataplane.tracer()?));
     }
     let drops = Drops::start(&mut dataplane);
+    let orders = Orders {
+        trace: options.trace.clone(),
+        guard: !options.allow_spoofing,
+    };
     let mut agent = Agent {
         node: options.node.clone(),
         discovery: Discovery::start().map_err(Error::Discovery)?,
-        enforcer: Enforcer::new(dataplane, &options.node, options.trace.clone()),
+        enforcer: Enforcer::new(dataplane, &options.node, orders),
         origin: Origin {
             description: source.describe(),
             ..Origin::default()

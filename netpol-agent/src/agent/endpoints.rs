@@ -8,7 +8,7 @@ use std::{
 use netpol_common::{Address, Endpoint, Isolation, size};
 
 use crate::{
-    node::{Interface, Report, Wanted},
+    node::{DeviceKind, Identity, Interface, Report, Wanted},
     policy::object::ObjectKey,
 };
 
@@ -17,6 +17,46 @@ pub(super) struct Local {
     pub wanted: Wanted,
     pub ingress: Isolation,
     pub egress: Isolation,
+}
+
+/// What whoever started the agent wants of all endpoints.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Orders {
+    /// Pods whose packets are logged.
+    pub trace: BTreeSet<ObjectKey>,
+    /// Pods speak only for themselves.
+    pub guard: bool,
+}
+
+impl Orders {
+    fn flags(&self, pod: &ObjectKey) -> u32 {
+        let trace = if self.trace.contains(pod) {
+            Endpoint::TRACE
+        } else {
+            0
+        };
+        let guard = if self.guard { Endpoint::GUARD } else { 0 };
+        trace | guard
+    }
+}
+
+/// What a pod answers to besides its addresses, as an endpoint has it.
+struct Own {
+    mac: [u8; 8],
+    link_local: Address,
+}
+
+impl From<&Identity> for Own {
+    fn from(identity: &Identity) -> Self {
+        let mut mac = [0; 8];
+        mac[..6].copy_from_slice(&identity.mac.unwrap_or_default());
+        Self {
+            mac,
+            link_local: identity
+                .link_local
+                .map_or(Address::NONE, |six| IpAddr::from(six).into()),
+        }
+    }
 }
 
 /// An endpoint that there should be.
@@ -38,32 +78,29 @@ pub(super) struct Endpoints {
     pub targets: BTreeMap<u32, Target>,
     /// Found pinned at the start, and not confirmed by the discovery since.
     pub inherited: BTreeSet<u32>,
-    /// Interfaces on which this process has put both programs.
-    pub attached: BTreeSet<u32>,
-    /// Why the endpoint of an interface could not be written or its programs not be attached.
+    /// Why the endpoint of an interface could not be written.
     pub errors: BTreeMap<u32, String>,
 }
 
 impl Endpoints {
     /// Says what there should be, given the pods and what the node looks like.
-    pub fn aim(&mut self, locals: &[Local], report: &Report, trace: &BTreeSet<ObjectKey>) {
+    pub fn aim(&mut self, locals: &[Local], report: &Report, orders: &Orders) {
         let mut targets = BTreeMap::new();
         for local in locals {
-            let Some(interface) = self.interface(local, report) else {
+            let Some((interface, own)) = self.interface(local, report) else {
                 continue;
             };
-            if matches!(report.pods.get(&local.wanted.key), Some((_, Ok(i))) if *i == interface) {
+            if matches!(report.pods.get(&local.wanted.key), Some((_, Ok(place))) if place.interface == interface)
+            {
                 // From now on the discovery keeps it.
                 self.inherited.remove(&interface.index);
             }
             let mut endpoint = Endpoint {
-                flags: if trace.contains(&local.wanted.key) {
-                    Endpoint::TRACE
-                } else {
-                    0
-                },
+                flags: orders.flags(&local.wanted.key),
                 ingress: local.ingress,
                 egress: local.egress,
+                link_local: own.link_local,
+                mac: own.mac,
                 ..Endpoint::default()
             };
             for &address in &local.wanted.addresses {
@@ -83,26 +120,29 @@ impl Endpoints {
         self.targets = targets;
     }
 
-    /// The interface of a pod.
-    fn interface(&self, local: &Local, report: &Report) -> Option<Interface> {
+    /// The interface of a pod, and what the pod's side of it answers to.
+    fn interface(&self, local: &Local, report: &Report) -> Option<(Interface, Own)> {
         let answer = report
             .pods
             .get(&local.wanted.key)
             .filter(|(w, _)| *w == local.wanted);
-        if let Some((_, Ok(interface))) = answer {
-            return Some(interface.clone());
+        if let Some((_, Ok(place))) = answer {
+            return Some((place.interface.clone(), Own::from(&place.identity)));
         }
-        let here = |index: u32| {
-            report.interfaces.get(&index).map(|name| Interface {
-                index,
-                name: name.clone(),
-            })
+        let here = |index: u32, endpoint: &Endpoint| {
+            let device = report.devices.get(&index)?;
+            let name = device.name.clone();
+            let own = Own {
+                mac: endpoint.mac,
+                link_local: endpoint.link_local,
+            };
+            (device.kind == DeviceKind::Pod).then_some((Interface { index, name }, own))
         };
         if answer.is_none() {
             // The discovery has not looked yet: what the pod has, it keeps so long.
             let same = |t: &Target| t.pod == local.wanted.key && t.uid == local.wanted.uid;
-            let (&index, _) = self.targets.iter().find(|(_, target)| same(target))?;
-            return here(index);
+            let (&index, target) = self.targets.iter().find(|(_, target)| same(target))?;
+            return here(index, &target.endpoint);
         }
         // Not found, but an agent before this one did find it, and the interface is still there.
         let owns = |endpoint: &Endpoint| {
@@ -117,7 +157,7 @@ impl Endpoints {
             .filter_map(|index| self.actual.get_key_value(index));
         inherited
             .filter(|(_, endpoint)| owns(endpoint))
-            .find_map(|(&index, _)| here(index))
+            .find_map(|(&index, endpoint)| here(index, endpoint))
     }
 
     /// The interfaces whose endpoint has to be written, with the endpoint.
@@ -156,18 +196,6 @@ impl Endpoints {
     pub fn to_remove(&self) -> Option<u32> {
         let unwanted = |i: &u32| !self.targets.contains_key(i) && !self.errors.contains_key(i);
         self.actual.keys().copied().find(unwanted)
-    }
-
-    /// An interface on which the programs have to be put, and its name.
-    pub fn to_attach(&self) -> Option<(u32, String)> {
-        self.targets
-            .iter()
-            .find(|(interface, _)| {
-                !self.attached.contains(interface)
-                    && self.actual.contains_key(interface)
-                    && !self.errors.contains_key(interface)
-            })
-            .map(|(&interface, target)| (interface, target.name.clone()))
     }
 
     /// The endpoint of a pod, as far as it is in the kernel.

@@ -4,22 +4,27 @@
 //! there should be, and written only when the queue is empty: an endpoint never refers to a row that is not there.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use super::{
-    endpoints::{Endpoints, Local},
+    endpoints::{Endpoints, Local, Orders},
+    hooks::Hooks,
     kernel::Kernel,
 };
 use crate::{
     node::{Report, Wanted},
-    policy::{Edit, Generation, Index, ObjectChange, object::ObjectKey},
+    policy::{Edit, Generation, Index, ObjectChange},
 };
 
 /// How long to wait before something that failed is tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+
+/// What is told when `cleanup` has taken everything away.
+pub(super) const GONE: &str =
+    "what was pinned has been removed, nothing is enforced: restart the agent";
 
 /// Something could not be written. What was in force stays in force.
 #[derive(Clone, Debug)]
@@ -34,8 +39,9 @@ pub(super) struct Enforcer<K> {
     pub kernel: K,
     pub index: Index,
     pub endpoints: Endpoints,
+    pub hooks: Hooks,
     pub failure: Option<Failure>,
-    trace: BTreeSet<ObjectKey>,
+    orders: Orders,
     report: Arc<Report>,
     /// The number of the report that answers for the local pods of now.
     awaited: u64,
@@ -43,6 +49,10 @@ pub(super) struct Enforcer<K> {
     queue: VecDeque<Vec<Edit>>,
     /// Tables and endpoints follow the index. False until the source and the node are known completely.
     programmed: bool,
+    /// Every device that was there at the start has its programs, or has failed. Before that no endpoint is written.
+    hooked: bool,
+    /// The node may open other envelopes than the kernel knows.
+    tunnels_due: bool,
     /// Targets may differ from what is in the kernel.
     endpoints_due: bool,
     epoch_due: bool,
@@ -58,17 +68,20 @@ pub(super) struct Grace {
 }
 
 impl<K: Kernel> Enforcer<K> {
-    pub fn new(kernel: K, node: &str, trace: BTreeSet<ObjectKey>) -> Self {
+    pub fn new(kernel: K, node: &str, orders: Orders) -> Self {
         Self {
             kernel,
             index: Index::new(node),
             endpoints: Endpoints::default(),
+            hooks: Hooks::default(),
             failure: None,
-            trace,
+            orders,
             report: Arc::default(),
             awaited: 0,
             queue: VecDeque::new(),
             programmed: false,
+            hooked: false,
+            tunnels_due: false,
             endpoints_due: false,
             epoch_due: false,
             discard_due: false,
@@ -99,7 +112,9 @@ impl<K: Kernel> Enforcer<K> {
         if report.addresses != self.report.addresses {
             self.apply(vec![ObjectChange::NodeAddresses(report.addresses.clone())]);
         }
+        self.tunnels_due |= self.programmed && report.tunnels != self.report.tunnels;
         self.report = report;
+        self.hooks.devices.clone_from(&self.report.devices);
         self.endpoints_due |= self.programmed;
         // A device that failed may have gone, or be another one.
         self.endpoints.errors.clear();
@@ -145,12 +160,15 @@ impl<K: Kernel> Enforcer<K> {
         if self.programmed {
             return Ok(());
         }
-        let pinned = self.kernel.endpoints().map_err(|e| self.failed(&e))?;
+        let pinned = self.kernel.adopt_endpoints();
+        let pinned = pinned.map_err(|e| self.failed(&e))?;
+        self.hooks.inherited = self.kernel.attached().map_err(|e| self.failed(&e))?;
         let tables = self.index.tables();
         self.kernel.adopt(&tables).map_err(|e| self.failed(&e))?;
         self.endpoints.actual = pinned.into_iter().collect();
         self.endpoints.inherited = self.endpoints.actual.keys().copied().collect();
         self.programmed = true;
+        self.tunnels_due = true;
         self.endpoints_due = true;
         self.epoch_due = true;
         self.discard_due = true;
@@ -180,8 +198,17 @@ impl<K: Kernel> Enforcer<K> {
                 return false;
             }
         }
-        let slow = self.attach_one() || (self.answered() && self.remove_one());
-        if self.endpoints.errors.is_empty() {
+        let slow =
+            self.attach_one() || self.release_one() || (self.answered() && self.remove_one());
+        if !self.hooked && self.hooks.to_attach().is_none() {
+            self.hooked = true;
+            return true;
+        }
+        if slow {
+            // What failed waits until all else is done.
+            return true;
+        }
+        if self.endpoints.errors.is_empty() && self.hooks.errors.is_empty() {
             if let Some(failure) = self.failure.take() {
                 tracing::info!(
                     error = failure.error,
@@ -189,21 +216,26 @@ impl<K: Kernel> Enforcer<K> {
                 );
             }
         } else {
-            let error = self
+            let mut errors = self
                 .endpoints
                 .errors
                 .values()
-                .next()
-                .cloned()
-                .unwrap_or_default();
+                .chain(self.hooks.errors.values());
+            let error = errors.next().cloned().unwrap_or_default();
             self.postpone(error);
         }
-        slow || self.endpoints_due || self.epoch_due
+        (self.endpoints_due && self.hooked) || self.epoch_due
     }
 
     fn write_all(&mut self) -> Result<(), String> {
         self.write_queue()?;
-        if self.endpoints_due {
+        if self.tunnels_due {
+            let tunnels = self.kernel.set_tunnels(&self.report.tunnels);
+            tunnels.map_err(|e| e.to_string())?;
+            self.tunnels_due = false;
+            self.epoch_due = true;
+        }
+        if self.endpoints_due && self.hooked {
             self.endpoints_due = false;
             self.write_endpoints();
         }
@@ -235,7 +267,7 @@ impl<K: Kernel> Enforcer<K> {
     /// Every endpoint is one atomic element. One that fails holds up no other.
     fn write_endpoints(&mut self) {
         let locals = self.locals();
-        self.endpoints.aim(&locals, &self.report, &self.trace);
+        self.endpoints.aim(&locals, &self.report, &self.orders);
         let writes = self.endpoints.to_write();
         let mut fresh = writes.clone();
         fresh.retain(|(interface, _)| !self.endpoints.actual.contains_key(interface));
@@ -253,8 +285,11 @@ impl<K: Kernel> Enforcer<K> {
             };
             match result {
                 Ok(()) => {
-                    self.endpoints.actual.insert(interface, endpoint);
+                    let new = self.endpoints.actual.insert(interface, endpoint).is_none();
                     self.epoch_due = true;
+                    if new {
+                        self.tell_enforced(interface);
+                    }
                 }
                 Err(error) => self.endpoint_failed(interface, error),
             }
@@ -262,29 +297,51 @@ impl<K: Kernel> Enforcer<K> {
     }
 
     fn attach_one(&mut self) -> bool {
-        let Some((interface, name)) = self.endpoints.to_attach() else {
+        let Some((interface, device)) = self.hooks.to_attach() else {
             return false;
         };
-        match self.kernel.attach(interface, &name) {
+        match self.kernel.attach(interface, &device) {
             Ok(()) => {
-                self.endpoints.attached.insert(interface);
+                tracing::debug!(device = device.name, index = interface, kind = ?device.kind, "programs are on the device");
+                self.hooks.attached.insert(interface, device);
+                self.hooks.inherited.remove(&interface);
                 // Flows that were noted while only one program was there are judged again.
                 self.epoch_due = true;
-                let pod = self
-                    .endpoints
-                    .targets
-                    .get(&interface)
-                    .map(|t| t.pod.to_string());
-                tracing::info!(
-                    pod,
-                    interface = name,
-                    index = interface,
-                    "the pod is enforced"
-                );
+                if self.endpoints.actual.contains_key(&interface) {
+                    self.tell_enforced(interface);
+                }
             }
-            Err(e) => self.endpoint_failed(interface, e.to_string()),
+            Err(e) => self.hook_failed(interface, &device.name, e.to_string()),
         }
         true
+    }
+
+    /// Takes away the pins of a device that has gone.
+    fn release_one(&mut self) -> bool {
+        let Some(interface) = self.hooks.to_release() else {
+            return false;
+        };
+        match self.kernel.release(interface) {
+            Ok(()) => {
+                self.hooks.attached.remove(&interface);
+                self.hooks.inherited.remove(&interface);
+            }
+            Err(e) => self.hook_failed(interface, "which has gone", e.to_string()),
+        }
+        true
+    }
+
+    fn tell_enforced(&self, interface: u32) {
+        if let Some(target) = self.endpoints.targets.get(&interface)
+            && self.hooks.guard_pod(interface)
+        {
+            tracing::info!(
+                pod = target.pod.to_string(),
+                interface = target.name,
+                index = interface,
+                "the pod is enforced"
+            );
+        }
     }
 
     fn remove_one(&mut self) -> bool {
@@ -294,7 +351,6 @@ impl<K: Kernel> Enforcer<K> {
         match self.kernel.remove_endpoint(interface) {
             Ok(()) => {
                 self.endpoints.actual.remove(&interface);
-                self.endpoints.attached.remove(&interface);
                 self.endpoints.inherited.remove(&interface);
                 tracing::info!(index = interface, "an interface without a pod is released");
             }
@@ -346,22 +402,24 @@ impl<K: Kernel> Enforcer<K> {
     /// What of the present state is not in force, in plain words.
     pub fn behind(&self) -> Vec<String> {
         let mut behind = Vec::new();
+        if self.programmed && !self.kernel.pinned() {
+            behind.push(GONE.to_owned());
+        }
         if let Some(failure) = &self.failure
             && self.endpoints.errors.is_empty()
+            && self.hooks.errors.is_empty()
         {
             behind.push(format!("{}; it is tried again", failure.error));
         } else if !self.programmed || !self.queue.is_empty() || self.endpoints_due || self.epoch_due
         {
             behind.push("changes are being written".to_owned());
         }
+        if self.programmed {
+            behind.extend(self.hooks.behind());
+        }
         for (interface, target) in &self.endpoints.targets {
             if let Some(error) = self.endpoints.errors.get(interface) {
                 behind.push(format!("pod {} on {}: {error}", target.pod, target.name));
-            } else if self.programmed && !self.endpoints.attached.contains(interface) {
-                behind.push(format!(
-                    "pod {} on {}: being attached",
-                    target.pod, target.name
-                ));
             }
         }
         behind
@@ -383,6 +441,7 @@ impl<K: Kernel> Enforcer<K> {
         }
         self.endpoints_due |= self.programmed && !self.endpoints.errors.is_empty();
         self.endpoints.errors.clear();
+        self.hooks.errors.clear();
     }
 
     /// Tries again what failed, when its time has come.
@@ -405,6 +464,27 @@ impl<K: Kernel> Enforcer<K> {
             "an interface cannot be brought up to date; its last state stays in force, and this is tried again"
         );
         self.endpoints.errors.insert(interface, error);
+    }
+
+    fn hook_failed(&mut self, index: u32, device: &str, error: String) {
+        let mut targets = self.endpoints.targets.values();
+        if targets.any(|target| target.endpoint.egress.ruleset().is_some()) {
+            tracing::error!(
+                device,
+                index,
+                error,
+                "a device cannot be brought up to date: what isolated pods send to Services may leave by it unjudged; this \
+                 is tried again"
+            );
+        } else {
+            tracing::warn!(
+                device,
+                index,
+                error,
+                "a device cannot be brought up to date; this is tried again"
+            );
+        }
+        self.hooks.errors.insert(index, error);
     }
 
     fn note(&mut self, error: String) {

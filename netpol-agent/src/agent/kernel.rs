@@ -1,10 +1,13 @@
 //! What the agent asks of the kernel. [`Dataplane`] answers for the real one; tests have one that fails on demand.
 
-use netpol_common::{Endpoint, Reason, Tally, lost};
+use std::collections::BTreeSet;
+
+use netpol_common::{Endpoint, Reason, Tally, TunnelKey, lost};
 
 use super::repair;
 use crate::{
     dataplane::{Dataplane, Error, TableFill},
+    node::{Device, DeviceKind},
     policy::Edit,
 };
 
@@ -17,10 +20,14 @@ pub(super) trait Kernel {
     fn write(&mut self, edits: &[Edit]) -> Result<(), Self::Error>;
     fn adopt(&mut self, tables: &[Edit]) -> Result<(), Self::Error>;
     fn discard_unknown(&mut self, tables: &[Edit]) -> Result<(), Self::Error>;
-    fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Self::Error>;
+    fn adopt_endpoints(&mut self) -> Result<Vec<(u32, Endpoint)>, Self::Error>;
+    fn attached(&self) -> Result<BTreeSet<u32>, Self::Error>;
     fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Self::Error>;
     fn remove_endpoint(&mut self, interface: u32) -> Result<(), Self::Error>;
-    fn attach(&mut self, interface: u32, name: &str) -> Result<(), Self::Error>;
+    fn attach(&mut self, interface: u32, device: &Device) -> Result<(), Self::Error>;
+    fn release(&mut self, interface: u32) -> Result<(), Self::Error>;
+    fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Self::Error>;
+    fn pinned(&self) -> bool;
     fn raise_epoch(&mut self) -> Result<u32, Self::Error>;
     fn epoch(&self) -> u32;
     fn hook(&self) -> String;
@@ -44,8 +51,11 @@ impl Kernel for Dataplane {
     fn discard_unknown(&mut self, tables: &[Edit]) -> Result<(), Error> {
         self.discard_unknown(tables)
     }
-    fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Error> {
-        self.endpoints()
+    fn adopt_endpoints(&mut self) -> Result<Vec<(u32, Endpoint)>, Error> {
+        self.adopt_endpoints()
+    }
+    fn attached(&self) -> Result<BTreeSet<u32>, Error> {
+        self.attached()
     }
     fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Error> {
         self.set_endpoint(interface, endpoint)
@@ -53,8 +63,20 @@ impl Kernel for Dataplane {
     fn remove_endpoint(&mut self, interface: u32) -> Result<(), Error> {
         self.remove_endpoint(interface)
     }
-    fn attach(&mut self, interface: u32, name: &str) -> Result<(), Error> {
-        self.attach(interface, name)
+    fn attach(&mut self, interface: u32, device: &Device) -> Result<(), Error> {
+        match device.kind {
+            DeviceKind::Pod => self.attach(interface, &device.name),
+            DeviceKind::Host => self.attach_host(interface, &device.name),
+        }
+    }
+    fn release(&mut self, interface: u32) -> Result<(), Error> {
+        self.release(interface)
+    }
+    fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Error> {
+        self.set_tunnels(tunnels)
+    }
+    fn pinned(&self) -> bool {
+        self.pinned()
     }
     fn raise_epoch(&mut self) -> Result<u32, Error> {
         self.raise_epoch()

@@ -5,8 +5,15 @@ use std::net::IpAddr;
 use netpol_common::{Direction, Isolation, Reason};
 use serde::{Deserialize, Serialize};
 
-use super::{enforcer::Enforcer, kernel::Kernel};
-use crate::{cluster::Problem, policy::object::ObjectKey};
+use super::{
+    enforcer::{Enforcer, GONE},
+    kernel::Kernel,
+};
+use crate::{
+    cluster::Problem,
+    node::{DeviceKind, Place},
+    policy::object::ObjectKey,
+};
 
 /// The state of an agent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -22,6 +29,8 @@ pub struct Status {
     pub source: SourceStatus,
     /// `tcx` or `clsact`.
     pub hook: String,
+    /// The devices of the node that carry programs.
+    pub devices: DevicesStatus,
     /// The number of the last change.
     pub epoch: u32,
     /// Local pods.
@@ -36,6 +45,18 @@ pub struct Status {
     pub pending: PendingStatus,
     /// What keeps the discovery of interfaces from working, if anything.
     pub trouble: Option<String>,
+}
+
+/// The devices of the node's network namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DevicesStatus {
+    /// How many are pods' (veths that lead to another namespace) and carry the programs of a pod, known or not.
+    pub pods: usize,
+    /// How many others carry the program that judges what leaves the node.
+    pub others: usize,
+    /// Those that do not carry their programs, and why.
+    pub missing: Vec<String>,
 }
 
 /// Where objects come from.
@@ -268,14 +289,19 @@ pub(super) fn of<K: Kernel>(
                     let found = enforcer.endpoints.of(&pod.key);
                     (found.map(|(index, t)| (index, t.name.clone())), None)
                 }
-                Some((_, Ok(found))) => (Some((found.index, found.name.clone())), None),
+                Some((_, Ok(Place { interface, .. }))) => {
+                    (Some((interface.index, interface.name.clone())), None)
+                }
                 Some((_, Err(why))) => (None, Some(why.to_string())),
                 None => (None, Some("not looked for yet".to_owned())),
             };
             let index = interface.as_ref().map(|(index, _)| *index);
             let error = index.and_then(|i| enforcer.endpoints.errors.get(&i).cloned());
-            let enforced =
-                index.is_some_and(|i| enforcer.endpoints.attached.contains(&i)) && error.is_none();
+            let error = error.or_else(|| enforcer.hooks.errors.get(&index?).cloned());
+            let enforced = error.is_none()
+                && index.is_some_and(|i| {
+                    enforcer.hooks.guard_pod(i) && enforcer.endpoints.actual.contains_key(&i)
+                });
             PodStatus {
                 namespace: pod.key.namespace.clone(),
                 name: pod.key.name.clone(),
@@ -316,6 +342,11 @@ pub(super) fn of<K: Kernel>(
         enforcing: enforcer.programmed(),
         source,
         hook: enforcer.kernel.hook(),
+        devices: DevicesStatus {
+            pods: enforcer.hooks.count(DeviceKind::Pod),
+            others: enforcer.hooks.count(DeviceKind::Host),
+            missing: enforcer.hooks.behind(),
+        },
         epoch: enforcer.kernel.epoch(),
         pods,
         policies,
@@ -337,7 +368,11 @@ pub(super) fn of<K: Kernel>(
                     .map_or(0, |d| d.as_secs())
             }),
         },
-        trouble: report.trouble.clone(),
+        trouble: if enforcer.programmed() && !enforcer.kernel.pinned() {
+            Some(GONE.to_owned())
+        } else {
+            report.trouble.clone()
+        },
     }
 }
 

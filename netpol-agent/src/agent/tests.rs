@@ -7,15 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use netpol_common::{Direction, Endpoint, Reason, Tally};
+use netpol_common::{Direction, Endpoint, Reason, Tally, TunnelKey};
 
 use super::{
+    endpoints::Orders,
     enforcer::Enforcer,
     kernel::{Kernel, Tallies},
 };
 use crate::{
     dataplane::TableFill,
-    node::{Interface, Missing, Report},
+    node::{Device, DeviceKind, Identity, Interface, Missing, Place, Report},
     policy::{
         Edit, ObjectChange,
         object::{Namespace, ObjectKey, Pod, Policy, PolicyPeer, Rule, Selector},
@@ -41,6 +42,8 @@ struct Fake {
     /// Elements by what names them.
     tables: BTreeMap<String, Edit>,
     endpoints: BTreeMap<u32, Endpoint>,
+    /// Devices with programs.
+    pinned: BTreeSet<u32>,
     diary: Vec<String>,
     epoch: u32,
 }
@@ -51,6 +54,7 @@ impl Default for Fake {
             broken: Cell::new(Part::Nothing),
             tables: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            pinned: BTreeSet::new(),
             diary: Vec::new(),
             epoch: 0,
         }
@@ -106,8 +110,11 @@ impl Kernel for Fake {
         self.diary.push("discard".into());
         Ok(())
     }
-    fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, Failed> {
+    fn adopt_endpoints(&mut self) -> Result<Vec<(u32, Endpoint)>, Failed> {
         Ok(self.endpoints.iter().map(|(&i, &e)| (i, e)).collect())
+    }
+    fn attached(&self) -> Result<BTreeSet<u32>, Failed> {
+        Ok(self.pinned.clone())
     }
     fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Failed> {
         self.try_to(Part::Endpoints)?;
@@ -120,10 +127,27 @@ impl Kernel for Fake {
         self.diary.push(format!("remove {interface}"));
         Ok(())
     }
-    fn attach(&mut self, interface: u32, _: &str) -> Result<(), Failed> {
+    fn attach(&mut self, interface: u32, device: &Device) -> Result<(), Failed> {
         self.try_to(Part::Attach)?;
-        self.diary.push(format!("attach {interface}"));
+        self.pinned.insert(interface);
+        let kind = match device.kind {
+            DeviceKind::Pod => "attach",
+            DeviceKind::Host => "host",
+        };
+        self.diary.push(format!("{kind} {interface}"));
         Ok(())
+    }
+    fn release(&mut self, interface: u32) -> Result<(), Failed> {
+        self.pinned.remove(&interface);
+        self.diary.push(format!("release {interface}"));
+        Ok(())
+    }
+    fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Failed> {
+        self.diary.push(format!("tunnels {}", tunnels.len()));
+        Ok(())
+    }
+    fn pinned(&self) -> bool {
+        true
     }
     fn raise_epoch(&mut self) -> Result<u32, Failed> {
         self.epoch += 1;
@@ -191,25 +215,37 @@ fn policy_gone() -> ObjectChange {
     ObjectChange::PolicyGone(ObjectKey::new("shop", "block"))
 }
 
+/// A device of every node that is no pod's.
+const UPLINK: u32 = 2;
+
+fn device(index: u32, kind: DeviceKind) -> (u32, Device) {
+    let name = format!("veth{index}");
+    (index, Device { name, kind })
+}
+
 /// A report that finds the pods with these interfaces.
 fn found(enforcer: &Enforcer<Fake>, interfaces: &[(&str, u32)]) -> Arc<Report> {
     let by_name: BTreeMap<_, _> = interfaces.iter().copied().collect();
     let pods = enforcer.wanted().into_iter().map(|wanted| {
-        let interface = by_name.get(&*wanted.key.name).map(|&index| Interface {
-            index,
-            name: format!("veth{index}"),
+        let place = by_name.get(&*wanted.key.name).map(|&index| Place {
+            interface: Interface {
+                index,
+                name: format!("veth{index}"),
+            },
+            identity: Identity {
+                mac: Some([2, 0, 0, 0, 0, index as u8]),
+                link_local: "fe80::1".parse().ok(),
+            },
         });
-        (
-            wanted.key.clone(),
-            (wanted, interface.ok_or(Missing::NotFound)),
-        )
+        (wanted.key.clone(), (wanted, place.ok_or(Missing::NotFound)))
     });
     Arc::new(Report {
         addresses: ["10.0.0.254".parse::<IpAddr>().expect("an address")].into(),
         pods: pods.collect(),
-        interfaces: interfaces
+        devices: interfaces
             .iter()
-            .map(|&(_, i)| (i, format!("veth{i}")))
+            .map(|&(_, i)| device(i, DeviceKind::Pod))
+            .chain([device(UPLINK, DeviceKind::Host)])
             .collect(),
         answers: 1,
         ..Report::default()
@@ -231,7 +267,7 @@ fn diary(enforcer: &mut Enforcer<Fake>) -> String {
 
 /// A node with the pod a on interface 5, enforced and settled.
 fn world(kernel: Fake) -> Enforcer<Fake> {
-    let mut enforcer = Enforcer::new(kernel, "here", BTreeSet::new());
+    let mut enforcer = Enforcer::new(kernel, "here", Orders::default());
     enforcer.apply(vec![namespace(), pod("a", "1", "10.0.0.1")]);
     enforcer.expect(1);
     let report = found(&enforcer, &[("a", 5)]);
@@ -257,10 +293,13 @@ fn isolated(enforcer: &Enforcer<Fake>, interface: u32) -> bool {
 }
 
 #[test]
-fn an_endpoint_is_written_before_the_programs_and_the_epoch_comes_last() {
+fn programs_come_first_those_of_other_devices_before_all_and_the_epoch_last() {
     let mut enforcer = world(Fake::default());
     let diary = diary(&mut enforcer);
-    assert_eq!(diary, "tables, endpoint 5, epoch, attach 5, epoch, discard");
+    assert_eq!(
+        diary,
+        "tables, tunnels 0, epoch, host 2, epoch, attach 5, endpoint 5, epoch, discard"
+    );
     assert_eq!(enforcer.behind(), Vec::<String>::new());
 }
 
@@ -322,7 +361,7 @@ fn what_was_refused_by_the_kernel_and_is_not_wanted_any_more_holds_up_nothing() 
 
 #[test]
 fn one_endpoint_that_fails_is_told_and_tried_again() {
-    for part in [Part::Endpoints, Part::Attach] {
+    for (part, told) in [(Part::Endpoints, "shop/b"), (Part::Attach, "veth6")] {
         let mut enforcer = world(Fake::default());
         enforcer.apply(vec![pod("b", "1", "10.0.0.2")]);
         enforcer.kernel.broken.set(part);
@@ -330,7 +369,7 @@ fn one_endpoint_that_fails_is_told_and_tried_again() {
         enforcer.see(report);
         work(&mut enforcer);
         assert!(
-            enforcer.behind().iter().any(|line| line.contains("shop/b")),
+            enforcer.behind().iter().any(|line| line.contains(told)),
             "{:?}",
             enforcer.behind()
         );
@@ -338,7 +377,7 @@ fn one_endpoint_that_fails_is_told_and_tried_again() {
         enforcer.retry();
         work(&mut enforcer);
         assert_eq!(enforcer.behind(), Vec::<String>::new());
-        assert!(enforcer.endpoints.attached.contains(&6));
+        assert!(enforcer.hooks.guard_pod(6));
     }
 }
 
@@ -373,11 +412,11 @@ fn a_pinned_endpoint_stays_when_its_pod_cannot_be_found_again() {
             ..Endpoint::default()
         },
     );
-    let mut enforcer = Enforcer::new(kernel, "here", BTreeSet::new());
+    let mut enforcer = Enforcer::new(kernel, "here", Orders::default());
     enforcer.apply(vec![namespace(), pod("a", "1", "10.0.0.1"), policy()]);
     enforcer.expect(1);
     let mut report = Report::clone(&found(&enforcer, &[]));
-    report.interfaces.insert(5, "veth5".into());
+    report.devices.extend([device(5, DeviceKind::Pod)]);
     enforcer.see(Arc::new(report.clone()));
     enforcer.start().expect("a start");
     work(&mut enforcer);
@@ -385,7 +424,7 @@ fn a_pinned_endpoint_stays_when_its_pod_cannot_be_found_again() {
     work(&mut enforcer);
     assert!(isolated(&enforcer, 5));
     // But not without its interface.
-    report.interfaces.clear();
+    report.devices.clear();
     enforcer.see(Arc::new(report));
     work(&mut enforcer);
     assert!(enforcer.kernel.endpoints.is_empty());
@@ -420,4 +459,92 @@ fn a_pod_that_goes_is_released() {
     assert!(enforcer.kernel.endpoints.is_empty());
     settle(&mut enforcer);
     assert_eq!(enforcer.index.tables().len(), enforcer.kernel.tables.len());
+}
+
+#[test]
+fn a_veth_has_the_programs_of_a_pod_before_and_after_it_has_one() {
+    let mut enforcer = world(Fake::default());
+    diary(&mut enforcer);
+    let mut report = Report::clone(&found(&enforcer, &[("a", 5)]));
+    report.devices.extend([
+        device(6, DeviceKind::Pod),
+        device(7, DeviceKind::Host),
+        device(8, DeviceKind::Host),
+    ]);
+    enforcer.see(Arc::new(report.clone()));
+    work(&mut enforcer);
+    assert_eq!(
+        diary(&mut enforcer),
+        "host 7, epoch, host 8, epoch, attach 6, epoch"
+    );
+    enforcer.apply(vec![ObjectChange::PodGone(ObjectKey::new("shop", "a"))]);
+    work(&mut enforcer);
+    assert!(enforcer.kernel.endpoints.is_empty() && enforcer.kernel.pinned.contains(&5));
+    diary(&mut enforcer);
+    // A device becomes one of the other kind, and one goes.
+    report.devices.extend([device(6, DeviceKind::Host)]);
+    report.devices.remove(&8);
+    enforcer.see(Arc::new(report));
+    work(&mut enforcer);
+    assert_eq!(diary(&mut enforcer), "host 6, epoch, release 8");
+    assert_eq!(enforcer.hooks.count(DeviceKind::Host), 3);
+    assert_eq!(enforcer.behind(), Vec::<String>::new());
+}
+
+#[test]
+fn a_device_that_cannot_be_hooked_is_told_and_holds_up_no_pod() {
+    let kernel = Fake::default();
+    kernel.broken.set(Part::Attach);
+    let mut enforcer = world(kernel);
+    assert!(enforcer.kernel.endpoints.contains_key(&5));
+    let behind = enforcer.behind();
+    assert!(
+        behind
+            .iter()
+            .any(|line| line.contains("device veth2 (2): Attach failed")),
+        "{behind:?}"
+    );
+    enforcer.kernel.broken.set(Part::Nothing);
+    enforcer.retry();
+    work(&mut enforcer);
+    assert_eq!(enforcer.behind(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_node_opens_is_written_when_it_changes_and_raises_the_epoch() {
+    let mut enforcer = world(Fake::default());
+    diary(&mut enforcer);
+    let mut report = Report::clone(&found(&enforcer, &[("a", 5)]));
+    report.tunnels.insert(TunnelKey {
+        protocol: 17,
+        port: 8472,
+    });
+    for told in ["tunnels 1, epoch", ""] {
+        enforcer.see(Arc::new(report.clone()));
+        work(&mut enforcer);
+        assert_eq!(diary(&mut enforcer), told);
+    }
+}
+
+#[test]
+fn an_endpoint_says_who_the_pod_is() {
+    let orders = Orders {
+        guard: true,
+        ..Orders::default()
+    };
+    let mut enforcer = Enforcer::new(Fake::default(), "here", orders);
+    enforcer.apply(vec![namespace(), pod("a", "1", "10.0.0.1")]);
+    enforcer.expect(1);
+    let report = found(&enforcer, &[("a", 5)]);
+    enforcer.see(report);
+    enforcer.start().expect("a start");
+    work(&mut enforcer);
+    let endpoint = enforcer.kernel.endpoints[&5];
+    assert!(endpoint.guarded());
+    assert_eq!(endpoint.mac, [2, 0, 0, 0, 0, 5, 0, 0]);
+    assert!(endpoint.owns(&"fe80::1".parse::<IpAddr>().expect("an address").into()));
+    // While the pod is looked for again it stays who it was.
+    enforcer.apply(vec![policy(), pod("a", "1", "10.0.0.3")]);
+    work(&mut enforcer);
+    assert_eq!(enforcer.kernel.endpoints[&5].mac, endpoint.mac);
 }

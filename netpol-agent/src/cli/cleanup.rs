@@ -20,18 +20,24 @@ pub(super) fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     };
     if running && !args.force {
         bail!(
-            "an agent is running and uses the pins in {}: stop it first. With --force they are removed nevertheless; the \
-             agent does not notice, and its pods are open until it is restarted",
+            "an agent is running and uses the pins in {}: stop it first. With --force they are removed nevertheless; its \
+             pods are open until it is restarted",
             pins.display()
         );
     }
-    let removed = dataplane::cleanup(pins)?;
+    let removed = dataplane::cleanup(pins, args.force)?;
     println!(
         "removed {} programs from interfaces and {} pins from {}; pods are open now",
         removed.links,
         removed.pins,
         pins.display()
     );
+    if removed.left > 0 {
+        println!(
+            "{} filters were not removed: they are on devices of another network namespace",
+            removed.left
+        );
+    }
     if running {
         println!("the agent that is running enforces nothing until it is restarted");
     }

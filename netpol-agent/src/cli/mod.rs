@@ -13,6 +13,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
+use netpol_common::MarkField;
+
 use crate::{dataplane::HookChoice, policy::object::ObjectKey};
 
 /// Enforces Kubernetes NetworkPolicy on the pods of one node with eBPF.
@@ -84,7 +86,7 @@ struct BpfDir {
 struct RunArgs {
     /// Directory with manifests: *.yaml, *.yml and *.json
     ///
-    /// Files hold Namespaces, Pods and NetworkPolicies, several documents or lists, as `kubectl get -o yaml` writes them;
+    /// Files hold Namespaces, Pods, NetworkPolicies and Services, several documents or lists, as `kubectl get -o yaml` writes them;
     /// other kinds are ignored. The directory may be empty. It is watched: write a file in place or rename one over it,
     /// delete a file to delete its objects. A file or object that cannot be used keeps its last good version in force, and
     /// `netpol-agent status` shows it.
@@ -103,6 +105,21 @@ struct RunArgs {
     /// Log the way of every packet of a pod (repeatable); costs nothing where it is not used
     #[arg(long, env = "NETPOL_TRACE_POD", value_name = "NAMESPACE/NAME", value_parser = pod, value_delimiter = ',')]
     trace_pod: Vec<ObjectKey>,
+    /// Bits of packet marks that the agent may use, as a hexadecimal mask
+    ///
+    /// A packet to a Service is judged where it leaves, with the rules of the pod that has sent it; the mark says which pod
+    /// that is. At least 13 neighbouring bits, none of them in 0xe000, which kube-proxy and the portmap plugin use, and none
+    /// that something else on this node uses (Calico: 0xffff0000 unless configured otherwise).
+    #[arg(long, env = "NETPOL_MARK_MASK", value_name = "MASK", value_parser = mark_mask, default_value = "0xffff0000")]
+    mark_mask: MarkField,
+    /// Let pods send under addresses that are not theirs, and receive what is addressed to others
+    ///
+    /// Switches off, for every pod: that what it sends carries its own hardware and IP addresses (in ARP and neighbour
+    /// discovery, too), that nothing it sends is in an envelope that this node opens (VXLAN, Geneve, GRE, IPIP), that an ICMP
+    /// error quotes what was sent to it, and that what it receives is for it. For pods that are routers or tunnel ends
+    /// themselves. Policies are still enforced, on the addresses that packets carry: a pod can then claim another's.
+    #[arg(long, env = "NETPOL_ALLOW_SPOOFING")]
+    allow_spoofing: bool,
     /// Form of the log, on standard error
     #[arg(long, env = "NETPOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -130,7 +147,8 @@ struct StatusArgs {
 struct CleanupArgs {
     #[command(flatten)]
     bpf_dir: BpfDir,
-    /// Even while an agent is running: its pods are open until that agent is restarted
+    /// Even while an agent is running (its pods are open until it is restarted), or where filters cannot be removed because
+    /// their network namespace is another one
     #[arg(long)]
     force: bool,
 }
@@ -213,6 +231,34 @@ fn pod(text: &str) -> Result<ObjectKey, String> {
     }
 }
 
+fn mark_mask(text: &str) -> Result<MarkField, String> {
+    let digits = text
+        .strip_prefix("0x")
+        .or_else(|| text.strip_prefix("0X"))
+        .unwrap_or(text);
+    let mask = u32::from_str_radix(digits, 16)
+        .map_err(|_| "give a hexadecimal number of up to 32 bits, for example 0xffff0000")?;
+    if let Some(field) = MarkField::of_mask(mask) {
+        return Ok(field);
+    }
+    let wrong = if mask & MarkField::FOREIGN != 0 {
+        format!(
+            "it has bits of {:#x}, which kube-proxy (0x4000, 0x8000) and the portmap plugin (0x2000) use",
+            MarkField::FOREIGN
+        )
+    } else if mask.count_ones() < MarkField::MIN_BITS {
+        format!("it has {} bits", mask.count_ones())
+    } else {
+        "its bits are not side by side".to_owned()
+    };
+    Err(format!(
+        "{wrong}: choose at least {} neighbouring bits outside of {:#x}, for example {:#010x}",
+        MarkField::MIN_BITS,
+        MarkField::FOREIGN,
+        MarkField::DEFAULT.mask
+    ))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let advice = || "give a number and a unit: 500ms, 20s, 2m or 1h".to_owned();
     let split = text
@@ -247,6 +293,38 @@ mod tests {
             .context("cannot write (no space)")
             .context("cannot start");
         assert_eq!(sentence(&error), "cannot start: cannot write (no space)");
+    }
+
+    #[test]
+    fn marks() {
+        assert_eq!(mark_mask("0xffff0000"), Ok(MarkField::DEFAULT));
+        assert_eq!(
+            mark_mask("1FFF").map(|f| (f.mask, f.shift)),
+            Ok((0x1fff, 0))
+        );
+        let args = [
+            "netpol-agent",
+            "run",
+            "--manifests",
+            "m",
+            "--node-name",
+            "n",
+        ];
+        let Ok(Command::Run(run)) = Cli::try_parse_from(args).map(|cli| cli.command) else {
+            panic!("{args:?} is refused");
+        };
+        assert_eq!(run.mark_mask, MarkField::DEFAULT);
+        for (text, why) in [
+            ("0xffffc000", "kube-proxy"),
+            ("0xfff00000", "it has 12 bits"),
+            ("0xfffd0000", "side by side"),
+            ("0", "it has 0 bits"),
+            ("mask", "hexadecimal"),
+            ("0x1ffff0000", "hexadecimal"),
+        ] {
+            let told = mark_mask(text).expect_err("is refused");
+            assert!(told.contains(why), "{text}: {told}");
+        }
     }
 
     #[test]

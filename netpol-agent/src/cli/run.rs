@@ -35,6 +35,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         hook: args.hook.into(),
         sizes: Sizes::default(),
         trace: !args.trace_pod.is_empty(),
+        mark: args.mark_mask,
     })?;
     if lock.is_none() {
         lock = lock::pins(pins)?;
@@ -53,6 +54,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         node: args.node_name.clone(),
         run_dir: args.run_dir.run_dir.clone(),
         trace: args.trace_pod.iter().cloned().collect(),
+        allow_spoofing: args.allow_spoofing,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

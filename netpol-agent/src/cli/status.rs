@@ -56,6 +56,17 @@ fn head(out: &mut String, status: &Status) {
         "hook",
         format_args!("{}, epoch {}", status.hook, status.epoch),
     );
+    line(
+        out,
+        "devices",
+        format_args!(
+            "programs on {} of pods and {} others",
+            status.devices.pods, status.devices.others
+        ),
+    );
+    for missing in &status.devices.missing {
+        line(out, "problem", missing);
+    }
     let state = match (status.enforcing, &status.pending.error) {
         (false, None) if !status.source.complete => {
             "not yet: the first list of objects is not complete; what an earlier agent left is in force".to_owned()

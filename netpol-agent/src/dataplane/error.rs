@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use netpol_common::Direction;
+use super::pins::Hook;
 
 /// An error of the dataplane. What was enforced before stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -35,16 +35,26 @@ pub enum Error {
         /// The pin.
         path: PathBuf,
     },
+    /// Filters are on devices of another network namespace.
+    #[error(
+        "the programs are filters on devices of another network namespace, {}: run this there, with `nsenter --net=`; if that \
+         namespace is gone, --force removes the pins",
+        namespace.display()
+    )]
+    Elsewhere {
+        /// As `/proc/PID/ns/net` names it.
+        namespace: PathBuf,
+    },
     /// The object cannot be loaded.
     #[error("cannot load the eBPF programs: {0:#}")]
     Load(anyhow::Error),
     /// A program cannot be put on a device.
-    #[error("cannot attach to {device} ({direction}): {source:#}")]
+    #[error("cannot put a program on {device} ({hook}): {source:#}")]
     Attach {
         /// The device.
         device: String,
-        /// The hook, seen from the pod.
-        direction: Direction,
+        /// The hook.
+        hook: Hook,
         /// Why not.
         source: anyhow::Error,
     },

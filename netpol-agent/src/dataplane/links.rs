@@ -5,6 +5,11 @@
 
 use std::{io, os::fd::AsFd as _};
 
+use super::{
+    Error,
+    pins::{Hook, LinkPin, Pins},
+    sys,
+};
 use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
@@ -12,13 +17,6 @@ use aya::{
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
     },
     util::KernelVersion,
-};
-use netpol_common::Direction;
-
-use super::{
-    Error,
-    pins::{LinkPin, Pins},
-    sys,
 };
 
 /// Which kind of hook to use.
@@ -69,12 +67,12 @@ impl std::fmt::Display for HookKind {
 const PRIORITY: u16 = 50;
 const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
 
-/// The TC hook at the host side of a veth that sees a direction of its pod.
-const fn hook(direction: Direction) -> TcAttachType {
-    match direction {
+/// Where on a device a program belongs.
+const fn place(hook: Hook) -> TcAttachType {
+    match hook {
         // What the pod sends comes in to the node.
-        Direction::Egress => TcAttachType::Ingress,
-        Direction::Ingress => TcAttachType::Egress,
+        Hook::PodEgress => TcAttachType::Ingress,
+        Hook::PodIngress | Hook::HostEgress => TcAttachType::Egress,
     }
 }
 
@@ -93,15 +91,30 @@ pub(super) fn attach(
     let put = if pin.clsact { clsact } else { tcx };
     put(pins, program, pin, device).map_err(|source| Error::Attach {
         device: device.to_owned(),
-        direction: pin.direction,
+        hook: pin.hook,
         source,
     })?;
-    // The other kind, if an earlier run used it, goes after this one is in place.
-    let other = LinkPin {
-        clsact: !pin.clsact,
-        ..pin
-    };
-    detach(pins, other)
+    // What an earlier run has put there in another way, or when the device was of another kind, goes after this one is in
+    // place.
+    for hook in Hook::ALL {
+        for clsact in [false, true] {
+            let other = LinkPin {
+                hook,
+                clsact,
+                ..pin
+            };
+            if other == pin || place(hook) != place(pin.hook) {
+                continue;
+            }
+            if clsact && pin.clsact {
+                // There is one filter of ours at a place, and it is this one now.
+                pins.remove(&pins.link(other))?;
+            } else {
+                detach(pins, other)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn tcx(
@@ -124,7 +137,7 @@ fn tcx(
     }
     let id = program.attach_with_options(
         device,
-        hook(pin.direction),
+        place(pin.hook),
         TcAttachOptions::TcxOrder(LinkOrder::first()),
     )?;
     let link: FdLink = program.take_link(id)?.try_into()?;
@@ -144,7 +157,7 @@ fn clsact(
     let there = program
         .attach_to_link(SchedClassifierLink::attached(
             device,
-            hook(pin.direction),
+            place(pin.hook),
             PRIORITY,
             HANDLE,
             None,
@@ -162,7 +175,7 @@ fn clsact(
         }
         let id = program.attach_with_options(
             device,
-            hook(pin.direction),
+            place(pin.hook),
             TcAttachOptions::Netlink(NlOptions {
                 priority: PRIORITY,
                 handle: HANDLE,
@@ -203,7 +216,7 @@ pub(super) fn detach(pins: &Pins, pin: LinkPin) -> Result<(), Error> {
     if pin.clsact {
         if let Some(device) = name_of(pin.interface)
             && let Ok(link) =
-                SchedClassifierLink::attached(&device, hook(pin.direction), PRIORITY, HANDLE, None)
+                SchedClassifierLink::attached(&device, place(pin.hook), PRIORITY, HANDLE, None)
         {
             // Dropping it deletes the filter.
             drop(link);

@@ -22,14 +22,16 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
     programs::SchedClassifier,
 };
-use netpol_common::{Direction, Endpoint, Flow, FlowKey, Reason, Tally, lost, map, size};
+use netpol_common::{
+    Direction, Endpoint, Flow, FlowKey, MarkField, Reason, Tally, TunnelKey, lost, map, size,
+};
 
 pub use self::{
     error::Error,
     events::Events,
     flows::Flows,
     links::{HookChoice, HookKind},
-    pins::holds_pins,
+    pins::{Hook, holds_pins},
     sys::{grace, monotonic, tick},
 };
 use self::{
@@ -50,7 +52,7 @@ pub struct Sizes {
     pub rules: u32,
     /// Prefixes of ports.
     pub ports: u32,
-    /// Flows.
+    /// Flows. Half as many again may be being opened.
     pub flows: u32,
 }
 
@@ -77,6 +79,8 @@ pub struct Options {
     pub sizes: Sizes,
     /// Load programs that log the way of packets of endpoints with [`Endpoint::TRACE`].
     pub trace: bool,
+    /// The bits of packet marks that are ours.
+    pub mark: MarkField,
 }
 
 /// The loaded programs and their tables.
@@ -87,12 +91,11 @@ pub struct Dataplane {
     tables: EditTables,
     endpoints: HashMap<MapData, u32, Endpoint>,
     slots: Array<MapData, u32>,
+    tunnels: HashMap<MapData, TunnelKey, u32>,
     statistics: PerCpuArray<MapData, Tally>,
     lost: PerCpuArray<MapData, u64>,
     epoch_map: Array<MapData, u32>,
     epoch: u32,
-    /// Hooks that carry the programs of this process.
-    attached: BTreeSet<LinkPin>,
 }
 
 /// What [`cleanup`] took away.
@@ -102,6 +105,8 @@ pub struct Removed {
     pub links: usize,
     /// Pins of any kind.
     pub pins: usize,
+    /// Filters that stay on devices of another network namespace.
+    pub left: usize,
 }
 
 /// The maps that outlive a process, with the sizes of their keys and values.
@@ -173,6 +178,7 @@ impl Dataplane {
         }
         let pins = Pins::new(&options.pins);
         pins.prepare()?;
+        pins.claim()?;
         for (name, key, value) in PINNED {
             check_layout(&pins.map(name), key, value)?;
         }
@@ -181,23 +187,27 @@ impl Dataplane {
         let mut loader = EbpfLoader::new();
         loader
             .override_global(map::TRACE, &trace, true)
+            .override_global(map::MARK_MASK, &options.mark.mask, true)
+            .override_global(map::MARK_SHIFT, &options.mark.shift, true)
             .map_max_entries(map::PEER_HOSTS, options.sizes.hosts)
             .map_max_entries(map::PEER_NETS, options.sizes.nets)
             .map_max_entries(map::RULES, options.sizes.rules)
             .map_max_entries(map::PORTS, options.sizes.ports)
-            .map_max_entries(map::FLOWS, options.sizes.flows);
+            .map_max_entries(map::FLOWS, options.sizes.flows)
+            .map_max_entries(map::OPENING, options.sizes.flows.div_ceil(2));
         for (name, ..) in PINNED {
             loader.map_pin_path(name, pins.map(name));
         }
         let mut object = loader.load(object::NETPOL).map_err(load)?;
-        for direction in Direction::BOTH {
-            program(&mut object, direction)?
+        for hook in Hook::ALL {
+            program(&mut object, hook)?
                 .load()
                 .map_err(|e| Error::Load(anyhow::Error::new(e)))?;
         }
         let tables = EditTables::take(&mut object)?;
         let endpoints = take(&mut object, map::ENDPOINTS)?;
         let slots = take(&mut object, map::SLOTS)?;
+        let tunnels = take(&mut object, map::TUNNELS)?;
         let statistics = take(&mut object, map::STATS)?;
         let lost = take(&mut object, map::LOST)?;
         let epoch_map: Array<MapData, u32> = take(&mut object, map::EPOCH)?;
@@ -212,11 +222,11 @@ impl Dataplane {
             tables,
             endpoints,
             slots,
+            tunnels,
             statistics,
             lost,
             epoch_map,
             epoch,
-            attached: BTreeSet::new(),
         };
         dataplane.collect_dead_links()?;
         Ok(dataplane)
@@ -271,6 +281,25 @@ impl Dataplane {
             .collect()
     }
 
+    /// Takes over the endpoints that an earlier process has left: their slots lead to them, and all others to none.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be read or written.
+    pub fn adopt_endpoints(&mut self) -> Result<Vec<(u32, Endpoint)>, Error> {
+        let endpoints = self.endpoints()?;
+        let mut slots = vec![0; size::SLOTS as usize];
+        for (interface, endpoint) in &endpoints {
+            if let Some(slot) = slots.get_mut(endpoint.slot as usize) {
+                *slot = *interface;
+            }
+        }
+        for (slot, interface) in (0..).zip(slots) {
+            self.set_slot(slot, interface)?;
+        }
+        Ok(endpoints)
+    }
+
     /// Writes one endpoint: atomic, a packet sees the old one or the new one.
     ///
     /// # Errors
@@ -296,23 +325,37 @@ impl Dataplane {
             })
     }
 
-    /// Takes the programs off an interface, then removes its endpoint and the statistics of its slot.
+    /// Takes every program off a device that has gone, or that is not to have any.
     ///
     /// # Errors
     ///
-    /// If a pin or an element cannot be removed.
-    pub fn remove_endpoint(&mut self, interface: u32) -> Result<(), Error> {
-        for direction in Direction::BOTH {
-            for clsact in [false, true] {
-                let pin = LinkPin {
-                    interface,
-                    direction,
-                    clsact,
-                };
-                links::detach(&self.pins, pin)?;
-                self.attached.remove(&pin);
-            }
+    /// If a pin cannot be removed.
+    pub fn release(&mut self, interface: u32) -> Result<(), Error> {
+        for hook in Hook::ALL {
+            self.detach(interface, hook)?;
         }
+        Ok(())
+    }
+
+    fn detach(&mut self, interface: u32, hook: Hook) -> Result<(), Error> {
+        for clsact in [false, true] {
+            let pin = LinkPin {
+                interface,
+                hook,
+                clsact,
+            };
+            links::detach(&self.pins, pin)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the endpoint of an interface and the statistics of its slot. The programs stay: they judge nothing of a pod
+    /// that is not known, and what other pods have sent to it.
+    ///
+    /// # Errors
+    ///
+    /// If an element cannot be removed.
+    pub fn remove_endpoint(&mut self, interface: u32) -> Result<(), Error> {
         let Ok(endpoint) = self.endpoints.get(&interface, 0) else {
             return Ok(());
         };
@@ -329,24 +372,61 @@ impl Dataplane {
         self.clear_statistics(endpoint.slot)
     }
 
-    /// Puts both classifiers on the host side of a pod's veth. Does nothing where this process has done so before.
+    /// Puts both classifiers on the host side of a pod's veth, in place of whatever program of ours is there.
     ///
     /// # Errors
     ///
     /// If the device is gone or the kernel refuses.
     pub fn attach(&mut self, interface: u32, device: &str) -> Result<(), Error> {
-        for direction in Direction::BOTH {
-            let pin = LinkPin {
-                interface,
-                direction,
-                clsact: self.hook == HookKind::Clsact,
-            };
-            if self.attached.contains(&pin) {
-                continue;
+        for hook in Hook::POD {
+            self.attach_at(interface, device, hook)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the classifier of what leaves the node on a device that is no pod's, in place of those of a pod if it was one's.
+    ///
+    /// # Errors
+    ///
+    /// If the device is gone or the kernel refuses.
+    pub fn attach_host(&mut self, interface: u32, device: &str) -> Result<(), Error> {
+        self.attach_at(interface, device, Hook::HostEgress)?;
+        self.detach(interface, Hook::PodEgress)
+    }
+
+    fn attach_at(&mut self, interface: u32, device: &str, hook: Hook) -> Result<(), Error> {
+        let pin = LinkPin {
+            interface,
+            hook,
+            clsact: self.hook == HookKind::Clsact,
+        };
+        let program = program(&mut self.object, hook)?;
+        links::attach(&self.pins, program, pin, device)
+    }
+
+    /// Says which envelopes the node opens. Those that are new come first, so that at no time one that stays is missing.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read or written, for example because it is full.
+    pub fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Error> {
+        let failed = |e| Error::Write {
+            table: map::TUNNELS,
+            source: os_error(e),
+        };
+        for tunnel in tunnels {
+            self.tunnels.insert(tunnel, 1, 0).map_err(failed)?;
+        }
+        let there: Result<Vec<TunnelKey>, MapError> = self.tunnels.keys().collect();
+        let there = there.map_err(|e| Error::Read {
+            table: map::TUNNELS,
+            source: os_error(e),
+        })?;
+        for tunnel in there.iter().filter(|tunnel| !tunnels.contains(tunnel)) {
+            match self.tunnels.remove(tunnel) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(e) => return Err(failed(e)),
             }
-            let program = program(&mut self.object, direction)?;
-            links::attach(&self.pins, program, pin, device)?;
-            self.attached.insert(pin);
         }
         Ok(())
     }
@@ -363,6 +443,11 @@ impl Dataplane {
             .into_iter()
             .map(|pin| pin.interface)
             .collect())
+    }
+
+    /// Whether the tables are still pinned: `cleanup` may have taken everything away under a running agent.
+    pub fn pinned(&self) -> bool {
+        self.pins.map(map::ENDPOINTS).exists()
     }
 
     /// The number of the last change.
@@ -510,6 +595,7 @@ impl Dataplane {
                 interface = pin.interface,
                 "the device of a pinned link has gone"
             );
+            self.release(pin.interface)?;
             self.remove_endpoint(pin.interface)?;
         }
         Ok(())
@@ -521,13 +607,29 @@ pub type Tracer = aya_log::EbpfLogger<&'static dyn log::Log>;
 
 /// Takes every program off its hook and removes every pin under a pin directory. Pods are open afterwards.
 ///
+/// Filters can be removed only in the network namespace of their devices. With `force` their pins are removed elsewhere, too.
+///
 /// # Errors
 ///
 /// If something cannot be removed.
-pub fn cleanup(root: &Path) -> Result<Removed, Error> {
+pub fn cleanup(root: &Path, force: bool) -> Result<Removed, Error> {
     let pins = Pins::new(root);
     let mut removed = Removed::default();
-    for pin in pins.links()? {
+    let links = pins.links()?;
+    let elsewhere = pins.elsewhere();
+    if let Some(namespace) = &elsewhere
+        && !force
+        && links.iter().any(|pin| pin.clsact)
+    {
+        return Err(Error::Elsewhere {
+            namespace: namespace.clone(),
+        });
+    }
+    for pin in links {
+        if pin.clsact && elsewhere.is_some() {
+            removed.left += 1;
+            continue;
+        }
         links::detach(&pins, pin)?;
         removed.links += 1;
     }
@@ -535,10 +637,11 @@ pub fn cleanup(root: &Path) -> Result<Removed, Error> {
     Ok(removed)
 }
 
-fn program(object: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, Error> {
-    let name = match direction {
-        Direction::Ingress => map::POD_INGRESS,
-        Direction::Egress => map::POD_EGRESS,
+fn program(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, Error> {
+    let name = match hook {
+        Hook::PodIngress => map::POD_INGRESS,
+        Hook::PodEgress => map::POD_EGRESS,
+        Hook::HostEgress => map::HOST_EGRESS,
     };
     object
         .program_mut(name)

@@ -1,12 +1,12 @@
 //! Where pinned maps and links live, and the file system that holds them.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    fmt, fs, io,
+    os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
 };
 
-use netpol_common::{Direction, map};
+use netpol_common::map;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -17,10 +17,54 @@ use super::Error;
 /// Where nodes mount it.
 const USUAL: &str = "/sys/fs/bpf";
 
+/// The link that names a network namespace, as `/proc/self/ns/net` does.
+const NAMESPACE: &str = "netns";
+
+fn here() -> io::Result<PathBuf> {
+    fs::read_link("/proc/thread-self/ns/net")
+}
+
 /// The directory of one agent's pins: `<root>/v<schema>/`.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     root: PathBuf,
+}
+
+/// A program, and at which hook of a device it belongs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Hook {
+    /// What a pod receives: egress of the host side of its veth.
+    PodIngress,
+    /// What a pod sends: ingress of the host side of its veth.
+    PodEgress,
+    /// What leaves by a device that is no pod's: its egress.
+    HostEgress,
+}
+
+impl Hook {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::PodIngress, Self::PodEgress, Self::HostEgress];
+    /// Those of a pod's device. What it receives first: the program there also judges what other pods may send to it.
+    pub(super) const POD: [Self; 2] = [Self::PodIngress, Self::PodEgress];
+
+    /// Its name in the name of a pin.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::PodIngress => "ingress",
+            Self::PodEgress => "egress",
+            Self::HostEgress => "host",
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PodIngress => "ingress of the pod",
+            Self::PodEgress => "egress of the pod",
+            Self::HostEgress => "egress of the node",
+        })
+    }
 }
 
 /// A pinned link or, where the kernel has no links for this hook, the pinned program of a filter.
@@ -28,8 +72,8 @@ pub(super) struct Pins {
 pub(super) struct LinkPin {
     /// Index of the device.
     pub(super) interface: u32,
-    /// The hook, seen from the pod.
-    pub(super) direction: Direction,
+    /// The program.
+    pub(super) hook: Hook,
     /// Whether it stands for a clsact filter.
     pub(super) clsact: bool,
 }
@@ -55,7 +99,7 @@ impl Pins {
     pub(super) fn link(&self, pin: LinkPin) -> PathBuf {
         let kind = if pin.clsact { "clsact" } else { "tcx" };
         self.directory()
-            .join(format!("{kind}-{}-{}", pin.interface, pin.direction))
+            .join(format!("{kind}-{}-{}", pin.interface, pin.hook.name()))
     }
 
     /// Makes the directory, on a BPF file system that is mounted if it is not there yet.
@@ -88,6 +132,36 @@ impl Pins {
         fs::create_dir_all(self.directory()).map_err(wrap("make the directory"))
     }
 
+    /// Notes which network namespace the devices of clsact filters are in. A bpf file system holds no files, but links.
+    ///
+    /// # Errors
+    ///
+    /// If the note cannot be written.
+    pub(super) fn claim(&self) -> Result<(), Error> {
+        let path = self.directory().join(NAMESPACE);
+        let wrap = |source| Error::Pins {
+            what: "write",
+            path: path.clone(),
+            source,
+        };
+        let here = here().map_err(wrap)?;
+        if self.namespace().as_ref() == Some(&here) {
+            return Ok(());
+        }
+        self.remove(&path)?;
+        symlink(&here, &path).map_err(wrap)
+    }
+
+    fn namespace(&self) -> Option<PathBuf> {
+        fs::read_link(self.directory().join(NAMESPACE)).ok()
+    }
+
+    /// The network namespace of the devices, if it is another one than this thread's.
+    pub(super) fn elsewhere(&self) -> Option<PathBuf> {
+        self.namespace()
+            .filter(|namespace| here().ok().as_ref() != Some(namespace))
+    }
+
     /// The pinned links.
     ///
     /// # Errors
@@ -117,14 +191,13 @@ impl Pins {
             let Some(interface) = parts.next().and_then(|n| n.parse().ok()) else {
                 continue;
             };
-            let direction = match parts.next() {
-                Some("ingress") => Direction::Ingress,
-                Some("egress") => Direction::Egress,
-                _ => continue,
+            let name = parts.next();
+            let Some(hook) = Hook::ALL.into_iter().find(|hook| Some(hook.name()) == name) else {
+                continue;
             };
             found.push(LinkPin {
                 interface,
-                direction,
+                hook,
                 clsact,
             });
         }

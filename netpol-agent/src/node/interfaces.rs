@@ -5,14 +5,17 @@
 //! when an interface of the agent's namespace names it. The same address in a namespace of another node leads nowhere.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
+use netpol_common::TunnelKey;
+
 use super::{
-    Interface, Missing, Wanted,
+    Device, DeviceKind, Identity, Interface, Missing, Wanted,
     namespaces::Inside,
     rtnetlink::{Link, NamespaceId},
+    tunnels,
 };
 use crate::policy::object::ObjectKey;
 
@@ -23,6 +26,8 @@ pub(super) struct Found {
     pub interface: Interface,
     /// The pod's end: namespace and index.
     pub inner: (NamespaceId, u32),
+    /// As it was read last.
+    pub identity: Identity,
 }
 
 /// What is known of the machine.
@@ -30,6 +35,10 @@ pub(super) struct Found {
 pub(super) struct Knowledge {
     /// The interfaces of the agent's namespace whose peer lies in another one, by that peer.
     pub hosts: HashMap<(NamespaceId, u32), Interface>,
+    /// The devices of the agent's namespace, but for the loopback one.
+    pub devices: BTreeMap<u32, Device>,
+    /// The envelopes that they open.
+    pub tunnels: BTreeSet<TunnelKey>,
     /// What namespaces hold, as far as it was read and is still true.
     pub inside: BTreeMap<NamespaceId, Inside>,
 }
@@ -37,8 +46,23 @@ pub(super) struct Knowledge {
 impl Knowledge {
     /// Takes in all links of the agent's namespace, and forgets namespaces that none leads to.
     pub fn set_links(&mut self, links: &[Link]) {
+        self.devices = links
+            .iter()
+            .filter(|link| !link.loopback)
+            .map(|link| {
+                let kind = if link.leads_elsewhere() {
+                    DeviceKind::Pod
+                } else {
+                    DeviceKind::Host
+                };
+                let name = link.name.clone();
+                (link.index, Device { name, kind })
+            })
+            .collect();
+        self.tunnels = tunnels::of(links);
         self.hosts = links
             .iter()
+            .filter(|link| link.leads_elsewhere())
             .filter_map(|link| {
                 let interface = Interface {
                     index: link.index,
@@ -64,7 +88,7 @@ impl Knowledge {
     fn by_address(&self) -> HashMap<IpAddr, Vec<(NamespaceId, u32)>> {
         let mut map: HashMap<_, Vec<_>> = HashMap::new();
         for (&namespace, inside) in &self.inside {
-            for &(address, index) in inside {
+            for &(address, index) in &inside.addresses {
                 if self.hosts.contains_key(&(namespace, index)) {
                     map.entry(address).or_default().push((namespace, index));
                 }
@@ -79,6 +103,12 @@ impl Knowledge {
         mapped.retain(|_, found| {
             self.hosts.get(&found.inner) == Some(&found.interface) && wanted.contains(&found.wanted)
         });
+        for found in mapped.values_mut() {
+            let (namespace, index) = found.inner;
+            if let Some(inside) = self.inside.get(&namespace) {
+                found.identity = Identity::of(inside, index);
+            }
+        }
         if wanted.iter().all(|pod| mapped.contains_key(&pod.key)) {
             return;
         }
@@ -105,14 +135,24 @@ impl Knowledge {
                 })
                 .max_by_key(|&(rank, ..)| rank);
             if let Some((_, inner, interface)) = best {
+                let identity = self
+                    .inside
+                    .get(&inner.0)
+                    .map(|inside| Identity::of(inside, inner.1));
                 let found = Found {
                     wanted: pod.clone(),
                     interface: interface.clone(),
                     inner,
+                    identity: identity.unwrap_or_default(),
                 };
                 mapped.insert(pod.key.clone(), found);
             }
         }
+    }
+
+    /// Whether what a pod's interface answers to has to be read: it changed, or could not be read.
+    pub fn stale(&self, found: &Found) -> bool {
+        !self.inside.contains_key(&found.inner.0)
     }
 
     /// Why a pod has no interface.
@@ -135,7 +175,17 @@ mod tests {
         Link {
             index,
             name: format!("veth{index}"),
+            kind: "veth".into(),
+            elsewhere: peer.is_some(),
             peer,
+            ..Link::default()
+        }
+    }
+
+    fn inside(text: &str, index: u32) -> Inside {
+        Inside {
+            addresses: vec![(address(text), index)],
+            ..Inside::default()
         }
     }
 
@@ -161,11 +211,11 @@ mod tests {
             link(10, Some((0, 2))),
             link(11, Some((1, 2))),
         ]);
-        known.inside.insert(1, vec![(address("10.0.0.1"), 7)]);
+        known.inside.insert(1, inside("10.0.0.1", 7));
         let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
         known.resolve(&wanted, &mut mapped);
         assert!(mapped.is_empty());
-        known.inside.insert(0, vec![(address("10.0.0.1"), 2)]);
+        known.inside.insert(0, inside("10.0.0.1", 2));
         known.resolve(&wanted, &mut mapped);
         assert_eq!(mapped[&wanted[0].key].interface.index, 10);
     }
@@ -174,10 +224,10 @@ mod tests {
     fn a_mapping_survives_the_address_but_not_the_interface() {
         let mut known = Knowledge::default();
         known.set_links(&[link(10, Some((0, 2)))]);
-        known.inside.insert(0, vec![(address("10.0.0.1"), 2)]);
+        known.inside.insert(0, inside("10.0.0.1", 2));
         let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
         known.resolve(&wanted, &mut mapped);
-        known.inside.insert(0, Vec::new());
+        known.inside.insert(0, Inside::default());
         known.resolve(&wanted, &mut mapped);
         assert_eq!(mapped.len(), 1);
         known.set_links(&[]);
@@ -190,11 +240,65 @@ mod tests {
     fn a_pod_that_comes_back_under_its_name_is_looked_for_again() {
         let mut known = Knowledge::default();
         known.set_links(&[link(10, Some((0, 2))), link(11, Some((1, 2)))]);
-        known.inside.insert(0, vec![(address("10.0.0.1"), 2)]);
-        known.inside.insert(1, vec![(address("10.0.0.2"), 2)]);
+        known.inside.insert(0, inside("10.0.0.1", 2));
+        known.inside.insert(1, inside("10.0.0.2", 2));
         let mut mapped = BTreeMap::new();
         known.resolve(&[pod("a", "10.0.0.1")], &mut mapped);
         known.resolve(&[pod("a", "10.0.0.2")], &mut mapped);
         assert_eq!(mapped[&ObjectKey::new("n", "a")].interface.index, 11);
+    }
+
+    #[test]
+    fn only_a_veth_whose_other_end_is_elsewhere_is_a_pods() {
+        let mut known = Knowledge::default();
+        let of_kind = |index, kind: &str| Link {
+            kind: kind.into(),
+            ..link(index, Some((0, 2)))
+        };
+        let mut unnumbered = link(13, None);
+        unnumbered.elsewhere = true;
+        let lo = Link {
+            loopback: true,
+            ..link(1, None)
+        };
+        known.set_links(&[
+            lo,
+            link(10, Some((0, 2))),
+            link(11, None),
+            of_kind(12, "vlan"),
+            unnumbered,
+        ]);
+        let kinds: Vec<_> = known.devices.iter().map(|(i, d)| (*i, d.kind)).collect();
+        assert_eq!(
+            kinds,
+            [
+                (10, DeviceKind::Pod),
+                (11, DeviceKind::Host),
+                (12, DeviceKind::Host),
+                (13, DeviceKind::Pod),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_identity_outlives_a_look_that_fails_and_follows_the_next_one() {
+        let mut known = Knowledge::default();
+        known.set_links(&[link(10, Some((0, 2)))]);
+        let with = |mac| Inside {
+            macs: [(2, mac)].into(),
+            ..inside("10.0.0.1", 2)
+        };
+        known.inside.insert(0, with([2, 0, 0, 0, 0, 1]));
+        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
+        let mac = |known: &Knowledge, mapped: &mut BTreeMap<_, Found>| {
+            known.resolve(&wanted, mapped);
+            let found = &mapped[&ObjectKey::new("n", "a")];
+            (found.identity.mac.map(|mac| mac[5]), known.stale(found))
+        };
+        assert_eq!(mac(&known, &mut mapped), (Some(1), false));
+        known.inside.remove(&0);
+        assert_eq!(mac(&known, &mut mapped), (Some(1), true));
+        known.inside.insert(0, with([2, 0, 0, 0, 0, 7]));
+        assert_eq!(mac(&known, &mut mapped), (Some(7), false));
     }
 }

@@ -4,9 +4,11 @@
 //! connected to it, and publishes a [`Report`].
 
 mod addresses;
+mod identity;
 mod interfaces;
 mod namespaces;
 mod rtnetlink;
+mod tunnels;
 mod watcher;
 
 use std::{
@@ -17,9 +19,11 @@ use std::{
     thread,
 };
 
+use netpol_common::TunnelKey;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::watch;
 
+pub use self::identity::{Identity, Mac};
 use crate::policy::object::ObjectKey;
 
 /// A local pod whose interface is wanted.
@@ -40,6 +44,33 @@ pub struct Interface {
     pub index: u32,
     /// Its name.
     pub name: String,
+}
+
+/// The interface of a pod.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Its host side.
+    pub interface: Interface,
+    /// What the pod's side answers to.
+    pub identity: Identity,
+}
+
+/// A device of the agent's network namespace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// What it is to the pods.
+    pub kind: DeviceKind,
+}
+
+/// What a device is to the pods.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum DeviceKind {
+    /// A veth whose other end lies in another namespace: a pod's, or one that is going to be.
+    Pod,
+    /// Anything else by which packets leave: bridges, uplinks, tunnels.
+    Host,
 }
 
 /// Why a local pod has no interface.
@@ -72,9 +103,11 @@ pub struct Report {
     /// The node's own addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// The wanted pods, each with its interface.
-    pub pods: BTreeMap<ObjectKey, (Wanted, Result<Interface, Missing>)>,
-    /// The interfaces of the node whose other end lies in another namespace.
-    pub interfaces: BTreeMap<u32, String>,
+    pub pods: BTreeMap<ObjectKey, (Wanted, Result<Place, Missing>)>,
+    /// The devices of the node by index, but for the loopback device.
+    pub devices: BTreeMap<u32, Device>,
+    /// The envelopes that they open.
+    pub tunnels: BTreeSet<TunnelKey>,
     /// The number of the list of wanted pods that this report answers; 0 before the first one.
     pub answers: u64,
     /// The highest ticket of [`Discovery::rescan`] that this report covers.

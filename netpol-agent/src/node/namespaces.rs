@@ -11,13 +11,34 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::rtnetlink::{NamespaceId, Socket};
+use super::{
+    identity::Mac,
+    rtnetlink::{NamespaceId, Socket},
+};
 
 /// Where `ip netns` and container runtimes keep names of namespaces.
 const NAMED: &str = "/run/netns";
 
-/// The addresses inside a namespace, each with the index of its interface.
-pub(super) type Inside = Vec<(IpAddr, u32)>;
+/// What is inside a namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Inside {
+    /// The addresses, each with the index of its interface.
+    pub addresses: Vec<(IpAddr, u32)>,
+    /// The hardware addresses by interface.
+    pub macs: BTreeMap<u32, Mac>,
+}
+
+impl Inside {
+    fn read(socket: &mut Socket) -> io::Result<Self> {
+        let links = socket.links()?.into_iter();
+        Ok(Self {
+            macs: links
+                .filter_map(|link| Some((link.index, link.mac?)))
+                .collect(),
+            addresses: socket.addresses()?,
+        })
+    }
+}
 
 /// The thread's way into other namespaces and back.
 pub(super) struct Namespaces {
@@ -37,7 +58,7 @@ impl Namespaces {
         })
     }
 
-    /// Reads the addresses inside the wanted namespaces, as far as they can be found. No namespace is held open: that would
+    /// Looks into the wanted namespaces, as far as they can be found. No namespace is held open: that would
     /// keep it, and the pod's interface, alive after the pod's end.
     pub fn read(
         &self,
@@ -69,7 +90,7 @@ impl Namespaces {
             }
             match self
                 .inside(&file)?
-                .and_then(|mut socket| socket.addresses())
+                .and_then(|mut socket| Inside::read(&mut socket))
             {
                 Ok(inside) => {
                     wanted.remove(&id);

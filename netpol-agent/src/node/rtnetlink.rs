@@ -21,16 +21,35 @@ use nix::{
     },
 };
 
+use super::identity::Mac;
+
 /// The number by which one network namespace knows another.
 pub(super) type NamespaceId = i32;
 
-/// An interface of the agent's own namespace.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// An interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Link {
     pub index: u32,
     pub name: String,
+    pub up: bool,
+    pub loopback: bool,
+    pub mac: Option<Mac>,
+    /// `IFLA_INFO_KIND`, empty for hardware.
+    pub kind: String,
+    /// `IFLA_INFO_DATA`
+    pub data: Vec<u8>,
+    /// The interface at the other end, or below, lies in another namespace.
+    pub elsewhere: bool,
     /// The interface at the other end and its namespace, when that is another one.
     pub peer: Option<(NamespaceId, u32)>,
+}
+
+impl Link {
+    /// Whether its other end lies in another namespace: what comes in by it is what somebody there sends. Tunnels and VLANs,
+    /// too, may have a part in another namespace, but they have no other end.
+    pub fn leads_elsewhere(&self) -> bool {
+        self.elsewhere && matches!(self.kind.as_str(), "veth" | "netkit")
+    }
 }
 
 /// What a socket that hears all namespaces was told.
@@ -305,7 +324,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
 }
 
 /// Type and value of each attribute behind a header of this length.
-fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut bytes = message.get(aligned(header)..).unwrap_or_default();
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
@@ -319,23 +338,40 @@ fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8]
 
 fn link(message: &[u8]) -> Option<Link> {
     let index = word(message.get(4..8)?)?;
-    let (mut name, mut peer, mut namespace) = (String::new(), None, None);
+    let flags = word(message.get(8..12)?)?.cast_signed();
+    let mut link = Link {
+        index,
+        up: flags & libc::IFF_UP != 0,
+        loopback: flags & libc::IFF_LOOPBACK != 0,
+        ..Link::default()
+    };
+    let (mut peer, mut namespace) = (None, None);
     for (kind, value) in attributes(message, LINK_HEADER) {
         match kind {
-            libc::IFLA_IFNAME => {
-                let text = value.strip_suffix(&[0]).unwrap_or(value);
-                name = String::from_utf8_lossy(text).into_owned();
-            }
+            libc::IFLA_IFNAME => link.name = text(value),
+            libc::IFLA_ADDRESS => link.mac = value.try_into().ok(),
             libc::IFLA_LINK => peer = word(value),
             libc::IFLA_LINK_NETNSID => namespace = word(value).map(u32::cast_signed),
+            libc::IFLA_LINKINFO => {
+                for (kind, value) in attributes(value, 0) {
+                    match kind {
+                        libc::IFLA_INFO_KIND => link.kind = text(value),
+                        libc::IFLA_INFO_DATA => link.data = value.to_owned(),
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
     }
-    Some(Link {
-        index,
-        name,
-        peer: namespace.filter(|&id| id >= 0).zip(peer),
-    })
+    link.elsewhere = namespace.is_some();
+    link.peer = namespace.filter(|&id| id >= 0).zip(peer);
+    Some(link)
+}
+
+fn text(value: &[u8]) -> String {
+    let text = value.strip_suffix(&[0]).unwrap_or(value);
+    String::from_utf8_lossy(text).into_owned()
 }
 
 fn address(message: &[u8]) -> Option<(IpAddr, u32)> {
@@ -361,6 +397,7 @@ mod tests {
         let links = socket.links().expect("a dump");
         let loopback = links.iter().find(|link| link.name == "lo").expect("lo");
         assert_eq!((loopback.index, &loopback.peer), (1, &None));
+        assert!(loopback.loopback && !loopback.leads_elsewhere());
     }
 
     #[test]

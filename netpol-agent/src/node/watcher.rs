@@ -17,7 +17,7 @@ use nix::{
 use tokio::sync::watch;
 
 use super::{
-    Report, Request, Wanted, addresses,
+    Place, Report, Request, Wanted, addresses,
     interfaces::{Found, Knowledge},
     namespaces::Namespaces,
     rtnetlink::{Event, Socket},
@@ -36,7 +36,6 @@ pub(super) struct Watcher {
     socket: Socket,
     known: Knowledge,
     addresses: BTreeSet<IpAddr>,
-    interfaces: BTreeMap<u32, String>,
     mapped: BTreeMap<ObjectKey, Found>,
     /// What of the agent's own namespace has to be read again.
     links_changed: bool,
@@ -58,7 +57,6 @@ impl Watcher {
             socket: Socket::open()?,
             known: Knowledge::default(),
             addresses: BTreeSet::new(),
-            interfaces: BTreeMap::new(),
             mapped: BTreeMap::new(),
             links_changed: true,
             addresses_changed: true,
@@ -120,7 +118,7 @@ impl Watcher {
         self.known.inside.clear();
     }
 
-    /// Reads what changed and looks for pods that have no interface. Returns what went wrong, if anything.
+    /// Reads what changed looks for pods that have no interface, and again at what those answer to that have one. Returns what went wrong, if anything.
     fn look(
         &mut self,
         namespaces: &Namespaces,
@@ -140,22 +138,17 @@ impl Watcher {
             match self.socket.links() {
                 Ok(links) => {
                     self.known.set_links(&links);
-                    self.interfaces = self
-                        .known
-                        .hosts
-                        .values()
-                        .map(|i| (i.index, i.name.clone()))
-                        .collect();
                     self.links_changed = false;
                 }
                 Err(e) => trouble = Some(format!("cannot read the node's interfaces: {e}")),
             }
         }
         self.known.resolve(wanted, &mut self.mapped);
-        if wanted
-            .iter()
-            .any(|pod| !pod.addresses.is_empty() && !self.mapped.contains_key(&pod.key))
-        {
+        let lacks = |pod: &Wanted| match self.mapped.get(&pod.key) {
+            Some(found) => self.known.stale(found),
+            None => !pod.addresses.is_empty(),
+        };
+        if wanted.iter().any(lacks) {
             let unread: BTreeSet<_> = self.known.unread().collect();
             if !unread.is_empty() {
                 self.known
@@ -180,7 +173,13 @@ impl Watcher {
             .iter()
             .map(|pod| {
                 let found = match self.mapped.get(&pod.key) {
-                    Some(found) => Ok(found.interface.clone()),
+                    Some(found) => {
+                        resolved &= !self.known.stale(found);
+                        Ok(Place {
+                            interface: found.interface.clone(),
+                            identity: found.identity,
+                        })
+                    }
                     None => {
                         resolved &= pod.addresses.is_empty();
                         Err(self.known.why_missing(pod))
@@ -192,7 +191,8 @@ impl Watcher {
         let report = Report {
             addresses: self.addresses.clone(),
             pods,
-            interfaces: self.interfaces.clone(),
+            devices: self.known.devices.clone(),
+            tunnels: self.known.tunnels.clone(),
             answers: number,
             covers: ticket,
             trouble,
