@@ -13,7 +13,7 @@ use aya::{
     programs::{SchedClassifier, TestRun as _},
 };
 use netpol_agent::dataplane::{self, Dataplane, HookChoice, Sizes};
-use netpol_common::{Direction, Flow, FlowKey, Reason, map};
+use netpol_common::{Direction, Flow, FlowKey, MarkField, Reason, map};
 
 /// The device whose index the kernel gives to a test packet: the loopback device of this network namespace.
 pub const LOOPBACK: u32 = 1;
@@ -34,7 +34,7 @@ struct Pins(PathBuf);
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        if let Err(error) = dataplane::cleanup(&self.0) {
+        if let Err(error) = dataplane::cleanup(&self.0, true) {
             eprintln!("cannot clean up {}: {error}", self.0.display());
         }
         let _ = std::fs::remove_dir(&self.0);
@@ -74,6 +74,7 @@ impl Bench {
             hook,
             sizes,
             trace: false,
+            mark: MarkField::DEFAULT,
         })?;
         Ok(Self { dataplane, pins })
     }
@@ -89,6 +90,7 @@ impl Bench {
             hook,
             sizes: Sizes::default(),
             trace: false,
+            mark: MarkField::DEFAULT,
         })
     }
 

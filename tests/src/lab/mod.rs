@@ -52,7 +52,7 @@ pub use dialogue::Dialogue;
 pub use dns::Lookup;
 pub use error::LabError;
 pub use frame::FrameSocket;
-pub use netlink::{Hop, Netlink};
+pub use netlink::{Hop, Netlink, Vxlan};
 pub use netns::{NETNS_DIR, NetNs, enter};
 pub use node::Node;
 pub use process::command_in;

@@ -101,6 +101,45 @@ impl Netlink {
             })
     }
 
+    /// The indexes of all interfaces but the loopback one.
+    pub async fn indexes(&self) -> Result<Vec<u32>, LabError> {
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| LabError::netlink("list interfaces", error))?;
+        Ok(links
+            .into_iter()
+            .filter(|link| !link.header.flags.contains(LinkFlags::Loopback))
+            .map(|link| link.header.index)
+            .collect())
+    }
+
+    /// Moves an interface into another namespace.
+    pub async fn give(&self, index: u32, namespace: BorrowedFd<'_>) -> Result<(), LabError> {
+        let link = LinkUnspec::new_with_index(index).setns_by_fd(namespace.as_raw_fd());
+        self.handle
+            .link()
+            .change(link.build())
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink("move an interface", error))
+    }
+
+    /// Gives an interface another MAC address.
+    pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), LabError> {
+        let link = LinkUnspec::new_with_index(index).address(mac.to_vec());
+        self.handle
+            .link()
+            .change(link.build())
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink("change a MAC address", error))
+    }
+
     /// The MAC address of an interface.
     pub async fn mac(&self, index: u32) -> Result<[u8; 6], LabError> {
         let mut links = self.handle.link().get().match_index(index).execute();

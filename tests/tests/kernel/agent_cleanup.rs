@@ -49,10 +49,19 @@ fn cleanup_leaves_nothing() -> anyhow::Result<()> {
         }
         expect(&lab, &format!("{hook}, before"), FRIENDS_ONLY)?;
 
+        let programs = hooks::pins(&lab)
+            .iter()
+            .filter(|name| name.starts_with("tcx-") || name.starts_with("clsact-"))
+            .count();
+        ensure!(
+            programs > 6,
+            "{hook}: {programs} programs for 3 pods and the uplink"
+        );
         let said = console.cleanup()?;
         ensure!(said.code == Some(0), "{said}");
         ensure!(
-            said.out.contains("removed 6 programs") && said.out.contains("pods are open now"),
+            said.out.contains(&format!("removed {programs} programs"))
+                && said.out.contains("pods are open now"),
             "it must say what it did: {said}"
         );
         for device in devices(&lab)? {
@@ -119,6 +128,11 @@ fn cleanup_does_not_pull_the_carpet_from_under_an_agent() -> anyhow::Result<()> 
         "{said}"
     );
     expect(&lab, "after a cleanup by force", ALL_OPEN)?;
+    let said = console.wait("1s")?;
+    ensure!(
+        said.code == Some(1) && said.err.contains("has been removed"),
+        "the agent notices: {said}"
+    );
     agent.stop()?;
     let mut agent = Agent::start(&lab, Hook::Auto)?;
     agent.wait()?;

@@ -98,8 +98,8 @@ fn a_pod_is_found_whichever_comes_first() -> anyhow::Result<()> {
         "a/late TCP/80\n  open: a/friend a/other a/web\n",
     )?;
     ensure!(
-        hooks::attached(&lab, device)? == [hooks::Programs::NONE; 2],
-        "its programs go with the manifest"
+        hooks::attached(&lab, device)? == [hooks::Programs::TCX; 2],
+        "its programs stay: what other pods send to it is judged there"
     );
     files.write("late.yaml", &manifest("late"))?;
     agent.wait()?;
@@ -230,10 +230,10 @@ fn the_same_address_behind_another_node_is_not_taken() -> anyhow::Result<()> {
         story::pod(&status, "a", "late")?["interface"]["index"] == device,
         "{status:#}"
     );
-    let others: Vec<u32> = hooks::pinned_devices(&lab).into_iter().collect();
+    let pinned = hooks::pinned_devices(&lab);
     ensure!(
-        !others.contains(&900) && !others.contains(&901),
-        "a device that is not the pod's has a pin: {others:?}"
+        !pinned.contains(&900) && pinned.contains(&901),
+        "devices of this node, and no others, have pins: {pinned:?}"
     );
     agent.stop()?;
     Ok(())

@@ -241,6 +241,7 @@ fn text(lab: &Lab, text: &str) -> anyhow::Result<()> {
         vec!["node", "node"],
         vec!["source", "manifests", "in", "revision"],
         vec!["hook", "tcx,", "epoch"],
+        vec!["devices", "programs", "on", "pods", "others"],
         vec!["enforcing", "everything", "is", "written"],
         vec!["problem", "NetworkPolicy", "a/bad", "refused:"],
         vec!["a/web", &format!("({web})"), "open"],

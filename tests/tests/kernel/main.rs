@@ -5,6 +5,7 @@
 
 mod agent_cleanup;
 mod agent_events;
+mod agent_host_hooks;
 mod agent_interfaces;
 mod agent_manifests;
 mod agent_mounts;
