@@ -167,12 +167,15 @@ pub fn judge<F: Frame, T: Tables>(
 #[inline(always)]
 pub fn host_egress<F: Frame, T: Tables>(frame: &F, tables: &T, scratch: &mut Scratch) -> Reason {
     let epoch = tables.epoch();
-    match take_deferral(frame, tables) {
-        Some(deferral) => {
-            judge_translated(frame, tables, scratch, deferral, epoch).unwrap_or(Reason::Deferred)
-        }
-        None => Reason::Unknown,
+    let Some(deferral) = take_deferral(frame, tables) else {
+        return Reason::Unknown;
+    };
+    let reason = judge_translated(frame, tables, scratch, deferral, epoch);
+    if matches!(reason, Some(Reason::Itself)) {
+        // Only the mark tells the hook of the pod that this comes from the pod itself: masquerade has changed its source.
+        frame.set_mark(tables.mark_field().write(frame.mark(), deferral));
     }
+    reason.unwrap_or(Reason::Deferred)
 }
 
 /// Judges a packet that carries a mark, and nothing else.

@@ -74,6 +74,11 @@ pub mod icmp {
 pub trait Frame {
     /// The `N` bytes from `offset` on (from the Ethernet header), or `None` past the end.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// The Ethernet header and the bytes of the shortest IPv4 header.
+    #[inline(always)]
+    fn start(&self) -> Option<[u8; 34]> {
+        self.load::<34>(0)
+    }
     /// Length in bytes, Ethernet header included (`__sk_buff.len`).
     fn len(&self) -> u32;
     /// The device of the hook (`__sk_buff.ifindex`).

@@ -33,7 +33,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
 /// The first bytes, loaded by one call: what every packet has to have.
 #[inline(always)]
 pub(crate) fn start<F: Frame>(frame: &F) -> Result<[u8; START], Reason> {
-    frame.load::<START>(0).ok_or(Reason::Malformed)
+    frame.start().ok_or(Reason::Malformed)
 }
 
 /// Parses a frame whose first bytes are known.

@@ -466,6 +466,8 @@ pub mod map {
     pub const MARK_SHIFT: &str = "MARK_SHIFT";
     /// The classifier of what leaves by a device that is no pod's.
     pub const HOST_EGRESS: &str = "host_egress";
+    /// The same for a device whose packets have no Ethernet header.
+    pub const BARE_EGRESS: &str = "bare_egress";
     /// The classifier of what a pod sends.
     pub const POD_EGRESS: &str = "pod_egress";
     /// The classifier of what a pod receives.

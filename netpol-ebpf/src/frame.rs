@@ -7,25 +7,42 @@ use aya_ebpf::{
 };
 use netpol_common::Frame;
 
+/// The length of an Ethernet header (`ETH_HLEN`).
+const ETHERNET: u32 = 14;
+
 /// The socket buffer of the packet at the hook.
-pub struct Skb(TcContext);
+pub struct Skb {
+    context: TcContext,
+    /// Bytes of an Ethernet header that the packet lacks: [`ETHERNET`] on a device that has none (WireGuard, tun, IPIP).
+    lacks: u32,
+}
 
 impl Skb {
     /// The frame of this context.
     #[inline(always)]
-    pub fn new(ctx: TcContext) -> Self {
-        Self(ctx)
+    pub fn new(context: TcContext) -> Self {
+        Self { context, lacks: 0 }
+    }
+
+    /// The packet of this context on a device whose packets begin with their IP header.
+    #[inline(always)]
+    #[allow(dead_code, reason = "the yardsticks measure frames only")]
+    pub fn bare(context: TcContext) -> Self {
+        Self {
+            context,
+            lacks: ETHERNET,
+        }
     }
 
     /// The context, for logging.
     #[inline(always)]
     pub fn context(&self) -> &TcContext {
-        &self.0
+        &self.context
     }
 
     #[inline(always)]
     fn raw(&self) -> *mut __sk_buff {
-        self.0.as_ptr().cast()
+        self.context.as_ptr().cast()
     }
 }
 
@@ -41,7 +58,7 @@ impl Frame for Skb {
         let r = unsafe {
             bpf_skb_load_bytes(
                 self.raw().cast(),
-                offset as u32,
+                (offset as u32).wrapping_sub(self.lacks),
                 out.as_mut_ptr().cast(),
                 N as u32,
             )
@@ -51,9 +68,24 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn start(&self) -> Option<[u8; 34]> {
+        if self.lacks == 0 {
+            return self.load::<34>(0);
+        }
+        let ip = self.load::<20>(ETHERNET as usize)?;
+        let mut start = [0; 34];
         // SAFETY: the verifier allows reads of this context field.
-        unsafe { (*self.raw()).len }
+        let [first, second, ..] = unsafe { (*self.raw()).protocol }.to_ne_bytes();
+        start[12] = first;
+        start[13] = second;
+        start[14..].copy_from_slice(&ip);
+        Some(start)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw()).len + self.lacks }
     }
 
     #[inline(always)]

@@ -33,8 +33,7 @@ mod programs {
 
     /// Without scratch memory, which an array always has, nothing is known: nothing passes.
     #[inline(always)]
-    fn run(ctx: TcContext, judge: impl FnOnce(&Skb, &Kernel<'_>, &mut Scratch) -> Reason) -> i32 {
-        let skb = Skb::new(ctx);
+    fn run(skb: Skb, judge: impl FnOnce(&Skb, &Kernel<'_>, &mut Scratch) -> Reason) -> i32 {
         match scratch() {
             Some(scratch) => action(judge(&skb, &Kernel::of(&skb), scratch)),
             None => TC_ACT_SHOT as i32,
@@ -44,7 +43,7 @@ mod programs {
     /// Ingress of the host side of a pod's veth: what the pod sends.
     #[classifier]
     pub fn pod_egress(ctx: TcContext) -> i32 {
-        run(ctx, |skb, tables, scratch| {
+        run(Skb::new(ctx), |skb, tables, scratch| {
             judge(skb, tables, scratch, Direction::Egress)
         })
     }
@@ -52,7 +51,7 @@ mod programs {
     /// Egress of the host side of a pod's veth: what the pod receives.
     #[classifier]
     pub fn pod_ingress(ctx: TcContext) -> i32 {
-        run(ctx, |skb, tables, scratch| {
+        run(Skb::new(ctx), |skb, tables, scratch| {
             judge(skb, tables, scratch, Direction::Ingress)
         })
     }
@@ -60,7 +59,15 @@ mod programs {
     /// Egress of every other device: what a pod has sent to a Service or its node, on its way to whoever answers.
     #[classifier]
     pub fn host_egress(ctx: TcContext) -> i32 {
-        run(ctx, |skb, tables, scratch| {
+        run(Skb::new(ctx), |skb, tables, scratch| {
+            host_egress_of(skb, tables, scratch)
+        })
+    }
+
+    /// The same on a device whose packets have no Ethernet header.
+    #[classifier]
+    pub fn bare_egress(ctx: TcContext) -> i32 {
+        run(Skb::bare(ctx), |skb, tables, scratch| {
             host_egress_of(skb, tables, scratch)
         })
     }

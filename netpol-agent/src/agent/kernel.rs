@@ -67,6 +67,7 @@ impl Kernel for Dataplane {
         match device.kind {
             DeviceKind::Pod => self.attach(interface, &device.name),
             DeviceKind::Host => self.attach_host(interface, &device.name),
+            DeviceKind::Bare => self.attach_bare(interface, &device.name),
         }
     }
     fn release(&mut self, interface: u32) -> Result<(), Error> {

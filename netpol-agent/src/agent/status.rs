@@ -344,7 +344,7 @@ pub(super) fn of<K: Kernel>(
         hook: enforcer.kernel.hook(),
         devices: DevicesStatus {
             pods: enforcer.hooks.count(DeviceKind::Pod),
-            others: enforcer.hooks.count(DeviceKind::Host),
+            others: enforcer.hooks.count(DeviceKind::Host) + enforcer.hooks.count(DeviceKind::Bare),
             missing: enforcer.hooks.behind(),
         },
         epoch: enforcer.kernel.epoch(),

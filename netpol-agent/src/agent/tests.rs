@@ -132,7 +132,7 @@ impl Kernel for Fake {
         self.pinned.insert(interface);
         let kind = match device.kind {
             DeviceKind::Pod => "attach",
-            DeviceKind::Host => "host",
+            DeviceKind::Host | DeviceKind::Bare => "host",
         };
         self.diary.push(format!("{kind} {interface}"));
         Ok(())

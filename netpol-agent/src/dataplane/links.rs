@@ -72,7 +72,7 @@ const fn place(hook: Hook) -> TcAttachType {
     match hook {
         // What the pod sends comes in to the node.
         Hook::PodEgress => TcAttachType::Ingress,
-        Hook::PodIngress | Hook::HostEgress => TcAttachType::Egress,
+        Hook::PodIngress | Hook::HostEgress | Hook::BareEgress => TcAttachType::Egress,
     }
 }
 

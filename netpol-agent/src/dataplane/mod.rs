@@ -394,6 +394,16 @@ impl Dataplane {
         self.detach(interface, Hook::PodEgress)
     }
 
+    /// The same for a device whose packets have no Ethernet header.
+    ///
+    /// # Errors
+    ///
+    /// If the device is gone or the kernel refuses.
+    pub fn attach_bare(&mut self, interface: u32, device: &str) -> Result<(), Error> {
+        self.attach_at(interface, device, Hook::BareEgress)?;
+        self.detach(interface, Hook::PodEgress)
+    }
+
     fn attach_at(&mut self, interface: u32, device: &str, hook: Hook) -> Result<(), Error> {
         let pin = LinkPin {
             interface,
@@ -642,6 +652,7 @@ fn program(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, Error>
         Hook::PodIngress => map::POD_INGRESS,
         Hook::PodEgress => map::POD_EGRESS,
         Hook::HostEgress => map::HOST_EGRESS,
+        Hook::BareEgress => map::BARE_EGRESS,
     };
     object
         .program_mut(name)

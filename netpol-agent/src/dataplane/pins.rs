@@ -39,11 +39,18 @@ pub enum Hook {
     PodEgress,
     /// What leaves by a device that is no pod's: its egress.
     HostEgress,
+    /// The same where packets have no Ethernet header.
+    BareEgress,
 }
 
 impl Hook {
     /// All of them.
-    pub(super) const ALL: [Self; 3] = [Self::PodIngress, Self::PodEgress, Self::HostEgress];
+    pub(super) const ALL: [Self; 4] = [
+        Self::PodIngress,
+        Self::PodEgress,
+        Self::HostEgress,
+        Self::BareEgress,
+    ];
     /// Those of a pod's device. What it receives first: the program there also judges what other pods may send to it.
     pub(super) const POD: [Self; 2] = [Self::PodIngress, Self::PodEgress];
 
@@ -53,6 +60,7 @@ impl Hook {
             Self::PodIngress => "ingress",
             Self::PodEgress => "egress",
             Self::HostEgress => "host",
+            Self::BareEgress => "bare",
         }
     }
 }
@@ -62,7 +70,7 @@ impl fmt::Display for Hook {
         f.write_str(match self {
             Self::PodIngress => "ingress of the pod",
             Self::PodEgress => "egress of the pod",
-            Self::HostEgress => "egress of the node",
+            Self::HostEgress | Self::BareEgress => "egress of the node",
         })
     }
 }

@@ -52,6 +52,8 @@ impl Knowledge {
             .map(|link| {
                 let kind = if link.leads_elsewhere() {
                     DeviceKind::Pod
+                } else if link.bare {
+                    DeviceKind::Bare
                 } else {
                     DeviceKind::Host
                 };
@@ -267,6 +269,10 @@ mod tests {
             link(11, None),
             of_kind(12, "vlan"),
             unnumbered,
+            Link {
+                bare: true,
+                ..of_kind(14, "wireguard")
+            },
         ]);
         let kinds: Vec<_> = known.devices.iter().map(|(i, d)| (*i, d.kind)).collect();
         assert_eq!(
@@ -276,6 +282,7 @@ mod tests {
                 (11, DeviceKind::Host),
                 (12, DeviceKind::Host),
                 (13, DeviceKind::Pod),
+                (14, DeviceKind::Bare),
             ]
         );
     }

@@ -71,6 +71,8 @@ pub enum DeviceKind {
     Pod,
     /// Anything else by which packets leave: bridges, uplinks, tunnels.
     Host,
+    /// As [`DeviceKind::Host`], but its packets have no Ethernet header: WireGuard, tun, IPIP.
+    Bare,
 }
 
 /// Why a local pod has no interface.

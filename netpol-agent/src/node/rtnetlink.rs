@@ -33,6 +33,8 @@ pub(super) struct Link {
     pub name: String,
     pub up: bool,
     pub loopback: bool,
+    /// Its packets have no Ethernet header.
+    pub bare: bool,
     pub mac: Option<Mac>,
     /// `IFLA_INFO_KIND`, empty for hardware.
     pub kind: String,
@@ -343,6 +345,7 @@ fn link(message: &[u8]) -> Option<Link> {
         index,
         up: flags & libc::IFF_UP != 0,
         loopback: flags & libc::IFF_LOOPBACK != 0,
+        bare: message.get(2..4)? != libc::ARPHRD_ETHER.to_ne_bytes(),
         ..Link::default()
     };
     let (mut peer, mut namespace) = (None, None);
