@@ -84,7 +84,7 @@ fn pins_outlive_a_mount_namespace_of_the_agent_alone() -> anyhow::Result<()> {
         .output()?;
     let said = String::from_utf8_lossy(&cleaned.stdout).into_owned();
     ensure!(
-        cleaned.status.success() && said.contains("removed 8 programs"),
+        cleaned.status.success() && said.contains("removed 9 programs"),
         "cleanup from another such namespace finds the pins: {said}"
     );
     expect(&lab, "after cleanup", ALL_OPEN)?;
