@@ -6,7 +6,7 @@
 use crate::{
     Address, Direction, Endpoint, Frame, Packet, Reason,
     packet::{icmp, is_group, is_mac_of},
-    parse::{ETHERNET, START},
+    parse::{ETHERNET, START, ether_type},
 };
 
 /// Whether a frame that a pod sends has the pod's hardware address: a bridge learns from it where to send the answers.
@@ -37,6 +37,20 @@ pub(crate) fn addresses(
             (!meant).then_some(Reason::Astray)
         }
     }
+}
+
+/// Whether a frame that could not be parsed may be to its receiver what a pod must not send.
+///
+/// What comes behind the place where the parser has given up on an IP packet, the kernel may read all the same: a packet for a
+/// tunnel, or one with somebody else's address. And of VLAN 0 it takes the tag off, and goes on as if there had been none
+/// (`__netif_receive_skb_core` in net/core/dev.c). Other frames are only what they look like.
+#[inline(always)]
+pub(crate) fn disguised<F: Frame>(frame: &F) -> bool {
+    frame.tagged()
+        || matches!(
+            frame.load::<2>(ETHERNET - 2).map(u16::from_be_bytes),
+            Some(ether_type::IPV4 | ether_type::IPV6)
+        )
 }
 
 /// Whether an ARP message speaks for the pod that sends it (RFC 826; RFC 5227 for the probe without an address).

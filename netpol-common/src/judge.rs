@@ -8,7 +8,7 @@ use crate::{
     FlowKey, FlowRef, Found, Fragment, FragmentKey, Frame, Isolation, Kind, MarkField, NO_CLASS,
     NO_PORTS, Packet, Parsed, Peer, Piece, PortSetId, Reason, RuleKey, RulesetId, Scratch, Tick,
     TunnelKey, guard, icmp,
-    packet::{is_loopback, protocol},
+    packet::{is_link_local, is_loopback, protocol},
     parse::{parse, parse_from, quote, start},
 };
 
@@ -253,6 +253,7 @@ fn no_packet<F: Frame, T: Tables>(
     (parsed, direction): (Parsed, Direction),
 ) -> Reason {
     let sends = matches!(direction, Direction::Egress);
+    let isolated = endpoint.isolation(direction).ruleset().is_some();
     match parsed {
         Parsed::Arp if sends && endpoint.guarded() && !guard::arp(frame, endpoint) => {
             Reason::Spoofed
@@ -263,8 +264,8 @@ fn no_packet<F: Frame, T: Tables>(
             }
             // To a single address that is not of this link's own kind: if a router passes it on, it carries data for
             // somebody whom the rules may forbid. It is judged where it leaves, if it does.
-            let to = &packet.destination.0;
-            let stays = to[0] == 0xff || (to[0] == 0xfe && to[1] & 0xc0 == 0x80);
+            let to = &packet.destination;
+            let stays = to.0[0] == 0xff || is_link_local(to);
             if !stays && endpoint.egress.ruleset().is_some() {
                 defer(frame, tables, endpoint, None, false);
             }
@@ -275,7 +276,8 @@ fn no_packet<F: Frame, T: Tables>(
         // Also from a pod that no policy selects: it would speak for the node.
         Parsed::Router => Reason::Router,
         // Fails closed when isolated. A pod that no policy selects is never restricted.
-        Parsed::Opaque(reason) if endpoint.isolation(direction).ruleset().is_some() => reason,
+        Parsed::Opaque(reason) if isolated => reason,
+        Parsed::Opaque(reason) if sends && endpoint.guarded() && guard::disguised(frame) => reason,
         Parsed::Opaque(_) => Reason::Untracked,
     }
 }

@@ -450,6 +450,12 @@ pub fn is_group(address: &Address) -> bool {
     }
 }
 
+/// Whether an IPv6 address means something on its own link only (RFC 4291 section 2.5.6).
+#[inline(always)]
+pub(crate) fn is_link_local(address: &Address) -> bool {
+    address.0[0] == 0xfe && address.0[1] & 0xc0 == 0x80
+}
+
 /// Whether two hardware addresses are the same; an unknown one of the endpoint is any.
 #[inline(always)]
 pub fn is_mac_of(endpoint: &Endpoint, mac: [u8; 6]) -> bool {

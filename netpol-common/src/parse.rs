@@ -2,11 +2,11 @@
 
 use crate::{
     Address, Frame, Kind, Packet, Parsed, Piece, Reason,
-    packet::{icmp, protocol},
+    packet::{icmp, is_link_local, protocol},
 };
 
 /// EtherTypes (IEEE 802).
-mod ether_type {
+pub(crate) mod ether_type {
     pub const IPV4: u16 = 0x0800;
     pub const ARP: u16 = 0x0806;
     pub const IPV6: u16 = 0x86dd;
@@ -239,7 +239,8 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
             return Parsed::Opaque(Reason::Malformed);
         };
         let hop_limit = h[7];
-        // Only what a router cannot have passed on (RFC 4861 section 6.1, RFC 3810 section 5).
+        // Only what a router cannot have passed on (RFC 4861 section 6.1, RFC 3810 section 5): a hop limit of 1 may have been
+        // one of 2, but no router passes on what has a source of its link alone (RFC 4291 section 2.5.6).
         let on_link = match i[0] {
             icmp::V6_ROUTER_SOLICITATION
             | icmp::V6_ROUTER_ADVERTISEMENT
@@ -247,7 +248,7 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet) -> Parsed {
             | icmp::V6_NEIGHBOUR_ADVERTISEMENT
             | icmp::V6_REDIRECT => hop_limit == 255,
             icmp::V6_LISTENER_QUERY..=icmp::V6_LISTENER_DONE | icmp::V6_LISTENER_REPORT_V2 => {
-                hop_limit == 1
+                hop_limit == 1 && (is_link_local(&packet.source) || packet.source == Address::NONE)
             }
             _ => false,
         };

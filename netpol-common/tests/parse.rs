@@ -275,22 +275,27 @@ fn a_mapped_address_on_the_wire_is_not_an_ipv4_address() {
 
 #[test]
 fn discovery_passes_only_where_no_router_can_have_passed_it_on() {
-    let message = |kind: u8, hops| {
-        parsed(&v6(
-            hops,
-            &[],
-            protocol::ICMPV6,
-            &[kind, 0, 0, 0, 0, 0, 0, 0],
-        ))
-        .0
+    let frame = |kind: u8, hops| v6(hops, &[], protocol::ICMPV6, &[kind, 0, 0, 0, 0, 0, 0, 0]);
+    let message = |kind, hops| parsed(&frame(kind, hops)).0;
+    // From an address that no router passes on.
+    let near = |kind, hops, source: [u8; 2]| {
+        let mut frame = frame(kind, hops);
+        frame[22..38].fill(0);
+        frame[22..24].copy_from_slice(&source);
+        parsed(&frame).0
     };
     for kind in [133, 135, 136] {
         assert_eq!(message(kind, 255), Kind::Neighbour, "type {kind}");
         assert_eq!(message(kind, 254), Kind::Packet, "type {kind}");
     }
     for kind in [130, 131, 132, 143] {
-        assert_eq!(message(kind, 1), Kind::Neighbour, "type {kind}");
-        assert_eq!(message(kind, 64), Kind::Packet, "type {kind}");
+        for source in [[0xfe, 0x80], [0xfe, 0xbf], [0, 0]] {
+            assert_eq!(near(kind, 1, source), Kind::Neighbour, "type {kind}");
+            assert_eq!(near(kind, 2, source), Kind::Packet, "type {kind}");
+        }
+        // It may have had a hop limit of 2.
+        assert_eq!(near(kind, 1, [0xfe, 0xc0]), Kind::Packet, "type {kind}");
+        assert_eq!(message(kind, 1), Kind::Packet, "type {kind}");
     }
     for kind in [134, 137] {
         assert_eq!(message(kind, 255), Kind::Router, "type {kind}");
