@@ -174,6 +174,10 @@ impl Flow {
         now: Tick,
     ) -> Self {
         let opener = self.origin == direction as u8;
+        if opener && packet.opens() {
+            // Somebody else may answer the next connection.
+            self.flags &= !Self::RESOLVED;
+        }
         if self.phase >= Phase::OpenerDone as u8 && opener && packet.opens() {
             // The ports of a connection that has ended carry the next one.
             self.phase = Phase::Opening as u8;

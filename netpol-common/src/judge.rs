@@ -378,11 +378,13 @@ fn track<F: Frame, T: Tables>(
                 // Written back at most once a tick, and when the phase changes.
                 place.store(&next);
             }
+            // A connection that is opened on the ports of an older one may be answered by somebody else.
+            let anew = !known.resolved() || packet.opens();
             if known.deferred()
                 && matches!(direction, Direction::Egress)
-                && must_mark(endpoint, &known)
+                && (anew || must_mark(endpoint, &known))
             {
-                defer(frame, tables, endpoint, Some(key), !known.resolved());
+                defer(frame, tables, endpoint, Some(key), anew);
                 return Reason::Deferred;
             }
             return Reason::Flow;
@@ -409,11 +411,11 @@ fn answers(known: &Flow, direction: Direction, came_in_by: u32) -> bool {
         || known.resolved()
 }
 
-/// Whether packets of a deferred flow must be judged, or looked after, on their way: those of an isolated pod, as long as it
-/// is not known who answers, and when that is the pod itself.
+/// Whether packets of a deferred flow must be judged, or looked after, on their way though it is known who answers: those of
+/// an isolated pod, and when that is the pod itself.
 #[inline(always)]
 fn must_mark(endpoint: &Endpoint, known: &Flow) -> bool {
-    endpoint.egress.ruleset().is_some() || !known.resolved() || endpoint.owns(&known.backend)
+    endpoint.egress.ruleset().is_some() || endpoint.owns(&known.backend)
 }
 
 /// Marks a packet so that it is judged where its real destination is known.
@@ -475,21 +477,24 @@ fn decide_here<F: Frame, T: Tables>(
 ) -> Reason {
     let sends = matches!(case.direction, Direction::Egress);
     let (origin, host) = (case.origin, case.host);
-    // A Service opens nothing: this answers a conversation of which nothing is known any more.
-    let answer = !sends
-        && !case.live
-        && host & (Peer::SERVICE | Peer::NODE) == Peer::SERVICE
-        && frame.came_in_by() != 0;
-    let node = !sends && frame.came_in_by() == 0 && host & Peer::NODE != 0;
+    // A Service opens nothing: this answers a conversation of which nothing is known any more. Nor does an address of the node
+    // open anything on the ports by which the pod has spoken to it: somebody whom the pod must not speak to could make its
+    // packets answers.
+    let unresolved = case.found && flow.deferred();
+    let service = host & (Peer::SERVICE | Peer::NODE) == Peer::SERVICE;
+    let answer = !sends && !case.live && (service || unresolved);
+    // Under the address of a Service, if it has answered there.
+    let node = !sends && frame.came_in_by() == 0 && host & (Peer::SERVICE | Peer::NODE) != 0;
     let about = About {
         endpoint: case.endpoint,
         protocol: case.packet.protocol,
         found: case.rules,
     };
-    let verdict = if answer && case.endpoint.egress.ruleset().is_some() {
+    let verdict = if answer && !node && case.endpoint.egress.ruleset().is_some() {
         return Reason::NoFlow;
     } else if case.live && !sends && flow.deferred() {
-        if frame.came_in_by() == 0 && !flow.resolved() {
+        // Also where it was somebody else who answered before.
+        if frame.came_in_by() == 0 {
             Ok(Reason::Node)
         } else {
             permit(
@@ -572,7 +577,7 @@ fn decide_deferred<F: Frame, T: Tables>(
     flow: &mut Flow,
 ) -> Reason {
     let endpoint = case.endpoint;
-    let known = case.live && flow.resolved();
+    let known = case.live && flow.resolved() && !case.packet.opens();
     // What is known of who answers was allowed under older tables. If it is no longer, the entry stays as it is: answers
     // are dropped. The packet goes on all the same, somebody else may answer today.
     let about = About {
@@ -589,7 +594,8 @@ fn decide_deferred<F: Frame, T: Tables>(
             flow.backend_port,
         )
         .is_ok();
-    let mark = !known || must_mark(endpoint, flow);
+    let anew = !known || !good;
+    let mark = anew || must_mark(endpoint, flow);
     let tracked = case.packet.tracked();
     if good && tracked {
         let resolved = if known { Flow::RESOLVED } else { 0 };
@@ -597,7 +603,7 @@ fn decide_deferred<F: Frame, T: Tables>(
     }
     if mark {
         let key = if tracked { Some(case.key) } else { None };
-        defer(frame, tables, endpoint, key, !good || !known);
+        defer(frame, tables, endpoint, key, anew);
     }
     match endpoint.egress.ruleset() {
         Some(_) => Reason::Deferred,
@@ -677,12 +683,14 @@ fn related<F: Frame, T: Tables>(
         let isolation = case.endpoint.isolation(origin);
         // Nobody knows yet who answers: judged where it leaves, or sent by the node itself.
         let unresolved = known.deferred() && !known.resolved();
+        // What a process of the node has opened is allowed whatever the rules say.
+        let settled = unresolved || known.local();
         let about = About {
             endpoint: case.endpoint,
             protocol: quoted.protocol,
             found: case.rules,
         };
-        if !unresolved && permit(tables, &about, isolation, &remote, port).is_err() {
+        if !settled && permit(tables, &about, isolation, &remote, port).is_err() {
             return Some(Reason::Revoked);
         }
     }
