@@ -188,6 +188,19 @@ impl MemoryTables {
         lock(&self.opening).clear();
     }
 
+    /// Forgets flows, as a full table does with those that were used least.
+    pub fn evict_flows(&self, goes: impl Fn(&FlowKey) -> bool) {
+        lock(&self.flows).retain(|key, _| !goes(key));
+        lock(&self.opening).retain(|key, _| !goes(key));
+    }
+
+    /// Every flow, in the order of their keys.
+    pub fn flow_entries(&self) -> BTreeMap<FlowKey, Flow> {
+        let (flows, opening) = (lock(&self.flows), lock(&self.opening));
+        let all = opening.iter().chain(flows.iter());
+        all.map(|(key, flow)| (*key, flow.load())).collect()
+    }
+
     /// What becomes of a frame at the hook of a pod.
     pub fn judge(&self, frame: &SliceFrame<'_>, direction: Direction) -> Reason {
         netpol_common::judge(frame, self, &mut Scratch::default(), direction)
