@@ -383,3 +383,47 @@ proptest! {
         }
     }
 }
+
+/// An IPv4 packet with these options, filled up to whole words.
+fn with_options(options: &[u8]) -> Vec<u8> {
+    let words = options.len().div_ceil(4);
+    let mut frame = v4(protocol::TCP, words, &tcp_header(tcp::SYN));
+    frame[34..34 + options.len()].copy_from_slice(options);
+    frame
+}
+
+#[test]
+fn a_source_route_is_found_wherever_it_stands() {
+    for route in [131, 137] {
+        for before in [
+            &[][..],
+            &[1],
+            &[1, 1, 1, 1, 1],
+            &[7, 7, 4, 0, 0, 0, 0],
+            &[148, 4, 0, 0, 1],
+        ] {
+            let options = [before, &[route, 7, 4, 192, 0, 2, 1]].concat();
+            let kind = parsed(&with_options(&options)).0;
+            assert_eq!(kind, Kind::Opaque(Reason::Extensions), "{options:?}");
+        }
+        // Behind the end of the options it is padding, within another option it is data.
+        for harmless in [
+            &[0, route, 7, 4, 192, 0, 2, 1][..],
+            &[7, 11, 4, route, 7, 4, 192, 0, 2, 1, 0],
+        ] {
+            assert_eq!(
+                parsed(&with_options(harmless)).0,
+                Kind::Packet,
+                "{harmless:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_are_malformed() {
+    for options in [[7, 0, 0, 0], [7, 1, 0, 0], [7, 5, 0, 0], [1, 1, 1, 148]] {
+        let kind = parsed(&with_options(&options)).0;
+        assert_eq!(kind, Kind::Opaque(Reason::Malformed), "{options:?}");
+    }
+}
