@@ -151,7 +151,7 @@ fn what_the_node_takes_out_of_its_envelope_is_known() -> anyhow::Result<()> {
     let lab = world()?;
     let mut agent = Agent::start(&lab, Hook::Auto)?;
     agent.wait()?;
-    ensure!(tunnels(&lab)? == [], "{:?}", tunnels(&lab)?);
+    ensure!(tunnels(&lab)?.is_empty(), "{:?}", tunnels(&lab)?);
     let device = lab.node().configure(|netlink| async move {
         let below = netlink.bridge("below0", [2, 0, 0, 0, 9, 3]).await?;
         let vxlan = Vxlan {
@@ -169,7 +169,7 @@ fn what_the_node_takes_out_of_its_envelope_is_known() -> anyhow::Result<()> {
     lab.node()
         .configure(move |netlink| async move { netlink.remove(device).await })?;
     agent.wait()?;
-    ensure!(tunnels(&lab)? == [], "{:?}", tunnels(&lab)?);
+    ensure!(tunnels(&lab)?.is_empty(), "{:?}", tunnels(&lab)?);
     agent.stop()?;
     Ok(())
 }
