@@ -242,11 +242,10 @@ fn the_node_is_who_sends_from_the_node_not_who_carries_its_address() {
     let world = World::new(STRICT, STRICT);
     let probe = frame(NODE, POD, into(tcp::SYN)).expect("one family");
     assert_eq!(world.raw(&probe, Direction::Ingress, 0), Reason::Node);
-    // Answers go to the node, or to somebody whose address it has translated: judged where they leave, if they do.
-    assert_eq!(
-        world.sends(NODE, out(tcp::SYN | tcp::ACK)),
-        Reason::Deferred
-    );
+    assert_eq!(world.sends(NODE, out(tcp::SYN | tcp::ACK)), Reason::Flow);
+    // What the pod itself opens goes to the node, or to whom it translates its address: judged where it leaves, if it does.
+    let opens = Payload::syn(5000, 81);
+    assert_eq!(world.sends(NODE, opens), Reason::Deferred);
     // A connection that was translated to the node's address came in by a device.
     assert_eq!(world.raw(&probe, Direction::Ingress, 3), Reason::Denied);
     // And nobody else becomes the node by coming from no device.

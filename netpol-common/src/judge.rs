@@ -401,14 +401,13 @@ fn is_live(known: &Flow, packet: &Packet, direction: Direction, now: Tick) -> bo
     !other && !known.expired(packet.protocol, now)
 }
 
-/// Whether a flow that the pod has opened to a virtual address may be answered: by the node itself, or once it is known by
-/// whom.
+/// Whether this may be a packet of a flow that only some may go on with. One that the pod has opened to a virtual address is
+/// answered by the node itself, or once it is known by whom; one that the node has opened, by the node.
 #[inline(always)]
 fn answers(known: &Flow, direction: Direction, came_in_by: u32) -> bool {
-    !known.deferred()
-        || matches!(direction, Direction::Egress)
+    matches!(direction, Direction::Egress)
         || came_in_by == 0
-        || known.resolved()
+        || !known.local() && (!known.deferred() || known.resolved())
 }
 
 /// Whether packets of a deferred flow must be judged, or looked after, on their way though it is known who answers: those of
@@ -523,7 +522,10 @@ fn decide_here<F: Frame, T: Tables>(
     };
     match verdict {
         Ok(reason) => {
-            if matches!(reason, Reason::Open | Reason::Rule) && case.packet.tracked() && !answer {
+            // Also what the node opens in spite of the rules: what the pod answers is no conversation of its own.
+            let opened = node && !(case.live && flow.deferred());
+            let noted = opened || matches!(reason, Reason::Open | Reason::Rule);
+            if noted && case.packet.tracked() && !answer {
                 let flags = match origin {
                     // It is not deferred any more.
                     Direction::Egress if sends => 0,

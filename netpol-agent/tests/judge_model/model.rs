@@ -285,7 +285,9 @@ impl Model {
         }
         let deferred = tuple.remote.is_virtual();
         let answered = known.filter(|c| {
-            c.opened == Direction::Ingress || !deferred || from_node || !c.backends.is_empty()
+            from_node
+                || !c.of_the_node
+                    && (c.opened == Direction::Ingress || !deferred || !c.backends.is_empty())
         });
         if let Some(known) = answered {
             if from_node && known.opened == Direction::Egress {
@@ -309,8 +311,7 @@ impl Model {
             // Whatever the rules say: kubelet asks whether the pod is well. A Service only answers.
             let asked = self.conversations.get(tuple);
             let asked = asked.is_some_and(|c| c.opened == Direction::Egress);
-            if tuple.remote == Who::Node && !asked && !self.isolated(tuple.pod, Direction::Ingress)
-            {
+            if tuple.remote == Who::Node && !asked {
                 self.note_new(tuple, Direction::Ingress);
                 let noted = self.conversations.get_mut(tuple);
                 noted.expect("just noted").of_the_node = true;
@@ -339,7 +340,8 @@ impl Model {
     /// Whether an ICMP error about a conversation passes its pod's hook; `from`: the other end of the error.
     pub fn complains(&self, tuple: &Tuple, direction: Direction, from: Who) -> Option<bool> {
         // How long a conversation that no rule forbids is remembered makes no difference to it.
-        let of_the_node = tuple.remote == Who::Node && tuple.pod_port < 1024;
+        let of_the_node = self.conversations.get(tuple).is_some_and(|c| c.of_the_node)
+            || tuple.remote == Who::Node && tuple.pod_port < 1024;
         if of_the_node || self.unclear.contains(tuple) {
             return None;
         }
