@@ -46,7 +46,7 @@ static TUNNELS: HashMap<TunnelKey, u32, { size::TUNNELS as usize }> = HashMap::n
 #[btf_map]
 static EVENTS: RingBuf<Event, { size::EVENTS as usize }> = RingBuf::new();
 #[btf_map]
-static BUDGETS: PerCpuArray<Budget, { size::SLOTS as usize * 2 }> = PerCpuArray::new();
+pub static BUDGETS: PerCpuArray<Budget, { size::SLOTS as usize * 2 }> = PerCpuArray::new();
 #[btf_map]
 static LOST: PerCpuArray<u64, { lost::COUNT as usize }> = PerCpuArray::new();
 #[btf_map]

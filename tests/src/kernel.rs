@@ -22,6 +22,30 @@ pub const DROP: u32 = 2;
 /// `TC_ACT_UNSPEC`, as the kernel returns it.
 pub const PASS: u32 = u32::MAX;
 
+/// What a test packet has beside its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Context {
+    /// The device of the hook.
+    pub device: u32,
+    /// The device that the packet came in by; 0: the node itself has sent it.
+    pub came_in_by: u32,
+    /// Its mark.
+    pub mark: u32,
+    /// The first words of its control block, for yardsticks: nobody else looks at them.
+    pub control: [u32; 2],
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Self {
+            device: LOOPBACK,
+            came_in_by: LOOPBACK,
+            mark: 0,
+            control: [0; 2],
+        }
+    }
+}
+
 /// A dataplane with pins of its own, in a network namespace of its own. Everything goes when it is dropped.
 pub struct Bench {
     /// The dataplane whose tables the programs read.
@@ -179,17 +203,26 @@ impl Bench {
     ///
     /// # Errors
     ///
-    /// If it cannot be read.
+    /// If they cannot be read.
     pub fn forget_flows(&self) -> anyhow::Result<()> {
         for table in [map::FLOWS, map::OPENING] {
-            let map = Map::from_map_data(MapData::from_pin(self.directory().join(table))?)?;
-            let mut flows: HashMap<_, FlowKey, Flow> = map.try_into()?;
+            let mut flows = self.flows(table)?;
             let keys: Vec<FlowKey> = flows.keys().filter_map(Result::ok).collect();
             for key in keys {
                 let _ = flows.remove(&key);
             }
         }
         Ok(())
+    }
+
+    /// One of the flow tables.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened.
+    pub fn flows(&self, table: &str) -> anyhow::Result<HashMap<MapData, FlowKey, Flow>> {
+        let map = Map::from_map_data(MapData::from_pin(self.pin(table))?)?;
+        Ok(map.try_into()?)
     }
 
     /// How often each reason was counted for a slot and a direction.
@@ -237,15 +270,42 @@ impl Programs {
         came_in_by: u32,
         repeat: u32,
     ) -> anyhow::Result<(u32, f64)> {
+        let context = Context {
+            came_in_by,
+            ..Context::default()
+        };
+        self.execute_in(name, bytes, context, repeat)
+    }
+
+    /// As [`Programs::execute`], in a context of any kind. What the program changes in it, the next run of the same call
+    /// finds changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Programs::execute`].
+    pub fn execute_in(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        context: Context,
+        repeat: u32,
+    ) -> anyhow::Result<(u32, f64)> {
         // struct __sk_buff (include/uapi/linux/bpf.h): 192 bytes, of which a test may set few.
-        let mut context = [0u8; 192];
-        context[36..40].copy_from_slice(&came_in_by.to_ne_bytes());
-        context[40..44].copy_from_slice(&LOOPBACK.to_ne_bytes());
+        let mut raw = [0u8; 192];
+        for (at, word) in [
+            (8, context.mark),
+            (36, context.came_in_by),
+            (40, context.device),
+            (48, context.control[0]),
+            (52, context.control[1]),
+        ] {
+            raw[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
         let result = self
             .program(name)?
             .test_run(TestRunOptions {
                 data_in: Some(bytes),
-                ctx_in: Some(&context),
+                ctx_in: Some(&raw),
                 repeat,
                 ..TestRunOptions::default()
             })

@@ -1,18 +1,30 @@
 //! What one packet costs in each program, by `BPF_PROG_TEST_RUN`: many repeats, programs interleaved, medians.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, ensure};
+use aya::maps::{Map, MapData, RingBuf};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use netpol_agent::{
     object,
-    packet_builder::{Payload, frame},
+    policy::{Index, edit::Edit},
 };
-use netpol_common::{Endpoint, Isolation, map, tcp};
+use netpol_common::{Endpoint, FlowKey, Isolation, Peer, map, protocol, size};
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 
-use super::world;
-use crate::kernel::{Bench, DROP, LOOPBACK};
+use super::{
+    cases::{self, BARE_LOOKUP, Before, Case},
+    frames::CLIENT_PORT,
+    median, world,
+};
+use crate::{
+    kernel::{Bench, DROP, LOOPBACK, Programs},
+    lab::Netlink,
+};
 
 /// How much to measure.
 #[derive(Args)]
@@ -23,10 +35,11 @@ pub struct Options {
     /// How often a program runs on a packet in a round.
     #[arg(long, default_value_t = 50_000)]
     repeat: u32,
+    /// Only the smallest cluster.
+    #[arg(long)]
+    smallest: bool,
 }
 
-/// So many flows fit in an empty table beside those of other cases.
-const NEW_FLOWS: u32 = 8_192;
 /// Clusters: policies and peers.
 const CLUSTERS: [(u32, u32); 6] = [
     (1, 10),
@@ -36,117 +49,6 @@ const CLUSTERS: [(u32, u32); 6] = [
     (100, 100_000),
     (10_000, 100_000),
 ];
-/// The one that all others are compared with.
-const SMALLEST: (u32, u32) = CLUSTERS[0];
-
-/// One measured thing.
-struct Case {
-    name: &'static str,
-    yardstick: bool,
-    program: &'static str,
-    packet: Vec<u8>,
-    isolated: bool,
-    passes: bool,
-    target: Option<f64>,
-    /// At most this many repeats, in a flow table that is empty before.
-    few: Option<u32>,
-}
-
-fn cases() -> Vec<Case> {
-    let tcp = segment;
-    let case = |name, program, packet, isolated, passes, target| Case {
-        name,
-        yardstick: false,
-        program,
-        packet,
-        isolated,
-        passes,
-        target,
-        few: None,
-    };
-    let yardstick = |name, program| Case {
-        name,
-        yardstick: true,
-        program,
-        packet: tcp(world::FRIEND, 80, tcp::ACK),
-        isolated: true,
-        passes: true,
-        target: None,
-        few: None,
-    };
-    let new = |name, few, target| Case {
-        yardstick: true,
-        few,
-        ..case(
-            name,
-            "pod_ingress_new",
-            tcp(world::FRIEND, 80, tcp::SYN),
-            true,
-            true,
-            target,
-        )
-    };
-    vec![
-        yardstick("empty program", "empty"),
-        yardstick("bare lookup", "bare_lookup"),
-        Case {
-            few: Some(NEW_FLOWS),
-            ..yardstick("bare insertion into the flow table", "bare_insert")
-        },
-        case(
-            "established",
-            map::POD_INGRESS,
-            tcp(world::FRIEND, 80, tcp::ACK),
-            true,
-            true,
-            Some(1.5),
-        ),
-        new("new allowed flow", Some(NEW_FLOWS), Some(3.0)),
-        new("new flow, table full (evicts)", None, None),
-        case(
-            "denied, wrong port",
-            map::POD_INGRESS,
-            tcp(world::FRIEND, 81, tcp::SYN),
-            true,
-            false,
-            Some(3.0),
-        ),
-        case(
-            "denied, other pod",
-            map::POD_INGRESS,
-            tcp(world::FOREIGNER, 80, tcp::SYN),
-            true,
-            false,
-            Some(3.0),
-        ),
-        case(
-            "denied, stranger",
-            map::POD_INGRESS,
-            tcp(Ipv4Addr::new(192, 0, 2, 7), 80, tcp::SYN),
-            true,
-            false,
-            Some(3.0),
-        ),
-        case(
-            "pod that no policy selects",
-            map::POD_INGRESS,
-            tcp(world::FRIEND, 80, tcp::ACK),
-            false,
-            true,
-            Some(1.5),
-        ),
-    ]
-}
-
-/// A TCP segment to the server.
-fn segment(from: Ipv4Addr, port: u16, flags: u8) -> Vec<u8> {
-    let payload = Payload::Tcp {
-        source: 40_000,
-        destination: port,
-        flags,
-    };
-    frame(from.into(), world::SERVER.0.into(), payload).expect("both are IPv4")
-}
 
 /// Runs the benchmark and prints its tables.
 ///
@@ -154,157 +56,269 @@ fn segment(from: Ipv4Addr, port: u16, flags: u8) -> Vec<u8> {
 ///
 /// If the programs cannot be loaded, or one of them gives another verdict than the one that is to be measured.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let cases = cases();
-    let mut results = BTreeMap::new();
-    let mut costs = vec![];
-    for (policies, peers) in CLUSTERS {
+    stay_here()?;
+    let clusters = if options.smallest {
+        &CLUSTERS[..1]
+    } else {
+        &CLUSTERS[..]
+    };
+    let mut results = vec![];
+    let mut last = None;
+    for &(policies, peers) in clusters {
         eprintln!("{policies} policies, {peers} peers ...");
-        let (medians, verifier) = cluster(options, &cases, policies, peers)?;
-        results.insert((policies, peers), medians);
-        costs = verifier;
+        let mut rig = Rig::new(policies, peers)?;
+        results.push(rig.measure(options)?);
+        last = Some(rig);
     }
-    print(&cases, &results);
+    let Some(mut rig) = last else {
+        return Ok(());
+    };
+    print(&rig.cases, clusters, &results);
     println!("\nVerifier: instructions processed, bytes of the translated program");
-    for (name, instructions, bytes) in costs {
-        println!("  {name:12} {instructions:6} {bytes:6}");
+    for name in [map::POD_INGRESS, map::POD_EGRESS, map::HOST_EGRESS] {
+        let info = rig.agent.program(name)?.info()?;
+        println!(
+            "  {name:12} {:6} {:6}",
+            info.verified_instruction_count().unwrap_or(0),
+            info.size_translated().unwrap_or(0),
+        );
     }
     Ok(())
 }
 
-/// Median nanoseconds of each case, and the verifier's figures.
-type Measured = (Vec<f64>, Vec<(&'static str, u32, u32)>);
+/// Keeps this thread on its processor: some tables are per processor.
+fn stay_here() -> anyhow::Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &here)?;
+    Ok(())
+}
 
-fn cluster(
-    options: &Options,
-    cases: &[Case],
-    policies: u32,
-    peers: u32,
-) -> anyhow::Result<Measured> {
-    let mut bench = Bench::new("bench")?;
-    let index = world::cluster(policies, peers);
-    bench.dataplane.write(&index.tables())?;
+/// A compiled cluster in the kernel's tables, and the programs on them.
+struct Rig {
+    bench: Bench,
+    agent: Programs,
+    yardstick: Programs,
+    events: RingBuf<MapData>,
+    server: Endpoint,
+    /// Another device than the loopback device, with a pod behind it.
+    device: u32,
+    cases: Vec<Case>,
+}
+
+impl Rig {
+    fn new(policies: u32, peers: u32) -> anyhow::Result<Self> {
+        let mut bench = Bench::new("bench")?;
+        let device = device()?;
+        let index = world::cluster(policies, peers);
+        bench.dataplane.write(&index.tables())?;
+        bench.dataplane.write(&[
+            flagged(world::NODE_ADDRESS, Peer::NODE),
+            flagged(world::SERVICE, Peer::SERVICE),
+        ])?;
+        let server = server(&index)?;
+        bench.dataplane.set_endpoint(LOOPBACK, &server)?;
+        bench.dataplane.set_endpoint(
+            device,
+            &Endpoint {
+                slot: cases::NEIGHBOUR_SLOT,
+                ingress: Isolation::OPEN,
+                egress: Isolation::OPEN,
+                ipv4: world::FRIEND.into(),
+                ..server
+            },
+        )?;
+        let agent = bench.load(object::NETPOL)?;
+        let yardstick = bench.load(object::YARDSTICK)?;
+        let events = Map::from_map_data(MapData::from_pin(bench.pin(map::EVENTS))?)?.try_into()?;
+        Ok(Self {
+            bench,
+            agent,
+            yardstick,
+            events,
+            server,
+            device,
+            cases: cases::cases(device),
+        })
+    }
+
+    /// Median nanoseconds of each case.
+    fn measure(&mut self, options: &Options) -> anyhow::Result<Vec<f64>> {
+        let cases = std::mem::take(&mut self.cases);
+        let mut times: Vec<Vec<f64>> = vec![vec![]; cases.len()];
+        // The first round warms up.
+        for round in 0..=options.rounds {
+            for (case, times) in cases.iter().zip(&mut times) {
+                let time = self
+                    .run(case, options.repeat)
+                    .with_context(|| case.name.clone())?;
+                if round > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        self.cases = cases;
+        Ok(times.iter_mut().map(|times| median(times)).collect())
+    }
+
+    fn run(&mut self, case: &Case, mut repeat: u32) -> anyhow::Result<f64> {
+        if case.before != Before::Any {
+            self.bench.forget_flows()?;
+        }
+        let isolated = self.server;
+        let open = Endpoint {
+            ingress: Isolation::OPEN,
+            egress: Isolation::OPEN,
+            ..isolated
+        };
+        self.bench.dataplane.set_endpoint(LOOPBACK, &isolated)?;
+        for (program, packet, context) in cases::openings(self.device) {
+            let (verdict, _) = self.agent.execute_in(program, &packet, context, 1)?;
+            ensure!(
+                verdict != DROP,
+                "{program} drops what opens a flow: {context:?}, {packet:02x?}"
+            );
+        }
+        if !case.isolated {
+            self.bench.dataplane.set_endpoint(LOOPBACK, &open)?;
+        }
+        let mut context = case.context;
+        match case.before {
+            Before::Any => {}
+            Before::Empty(few) => repeat = repeat.min(few),
+            Before::Full => {
+                let fill = size::OPENING * 2;
+                self.yardstick
+                    .execute_in(case.program, &case.packet, context, fill)?;
+            }
+            Before::Answered(few) => {
+                repeat = repeat.min(few);
+                context.control[1] = self.answer(repeat)?;
+            }
+        }
+        while self.events.next().is_some() {}
+        let object = if case.yardstick {
+            &mut self.yardstick
+        } else {
+            &mut self.agent
+        };
+        let (verdict, time) = object.execute_in(case.program, &case.packet, context, repeat)?;
+        ensure!(
+            (verdict != DROP) == case.passes,
+            "the verdict is not the one to be measured"
+        );
+        Ok(time)
+    }
+
+    /// Opens as many flows from the server's friend, each answered. Returns the number of the first one.
+    fn answer(&self, flows: u32) -> anyhow::Result<u32> {
+        /// Above every protocol number, with a flag or without.
+        const FIRST: u32 = 1 << 16;
+        let mut key = FlowKey {
+            remote: world::FRIEND.into(),
+            interface: LOOPBACK,
+            local_port: cases::PORT,
+            remote_port: CLIENT_PORT,
+            protocol: u32::from(protocol::TCP),
+        };
+        let answered = self.bench.flows(map::FLOWS)?.get(&key, 0)?;
+        let mut opening = self.bench.flows(map::OPENING)?;
+        for number in FIRST..FIRST + flows {
+            key.protocol = number;
+            opening.insert(key, answered, 0)?;
+        }
+        Ok(FIRST)
+    }
+}
+
+/// A device of this network namespace.
+fn device() -> anyhow::Result<u32> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let index =
+        runtime.block_on(async { Netlink::open()?.bridge("bench0", [2, 0, 0, 0, 0, 9]).await })?;
+    Ok(index)
+}
+
+fn flagged(address: std::net::Ipv4Addr, flags: u32) -> Edit {
+    Edit::Host {
+        address: address.into(),
+        peer: Some(Peer {
+            flags,
+            ..Peer::default()
+        }),
+    }
+}
+
+/// The endpoint of the server.
+fn server(index: &Index) -> anyhow::Result<Endpoint> {
     let server = index
         .local_pods()
         .find(|pod| pod.key.name == world::SERVER.1)
         .context("the compiled cluster has no server pod")?;
-    let mut isolated = Endpoint {
-        slot: 0,
+    Ok(Endpoint {
+        slot: cases::SERVER_SLOT,
+        flags: Endpoint::GUARD,
         ingress: server.ingress,
         egress: server.egress,
         ipv4: world::SERVER.0.into(),
+        ipv6: world::six(world::SERVER.0).into(),
+        mac: world::MAC,
         ..Endpoint::default()
-    };
-    let open = Endpoint {
-        ingress: Isolation::OPEN,
-        ..isolated
-    };
-    isolated.flags = 0;
-
-    let mut agent = bench.load(object::NETPOL)?;
-    let mut yardstick = bench.load(object::YARDSTICK)?;
-    let mut verifier = vec![];
-    for name in [map::POD_INGRESS, map::POD_EGRESS] {
-        let info = agent.program(name)?.info()?;
-        verifier.push((
-            name,
-            info.verified_instruction_count().unwrap_or(0),
-            info.size_translated().unwrap_or(0),
-        ));
-    }
-
-    let mut times: Vec<Vec<f64>> = vec![vec![]; cases.len()];
-    for round in 0..options.rounds {
-        for (case, times) in cases.iter().zip(&mut times) {
-            bench
-                .dataplane
-                .set_endpoint(LOOPBACK, if case.isolated { &isolated } else { &open })?;
-            // The flow that "established" and "bare lookup" find: opened by an allowed SYN of the same ports.
-            let syn = segment(world::FRIEND, 80, tcp::SYN);
-            agent.execute(map::POD_INGRESS, &syn, LOOPBACK, 1)?;
-            let object = if case.yardstick {
-                &mut yardstick
-            } else {
-                &mut agent
-            };
-            let mut repeat = options.repeat;
-            if let Some(few) = case.few {
-                repeat = repeat.min(few);
-                bench.forget_flows()?;
-            }
-            let (verdict, time) = object.execute(case.program, &case.packet, LOOPBACK, repeat)?;
-            ensure!(
-                (verdict != DROP) == case.passes,
-                "{}: the verdict is not the one to be measured",
-                case.name
-            );
-            if round > 0 {
-                times.push(time);
-            }
-        }
-    }
-    Ok((times.iter_mut().map(|t| median(t)).collect(), verifier))
+    })
 }
 
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn print(cases: &[Case], results: &BTreeMap<(u32, u32), Vec<f64>>) {
-    let bare = |medians: &[f64]| medians[1];
+fn print(cases: &[Case], clusters: &[(u32, u32)], results: &[Vec<f64>]) {
+    let rows: BTreeMap<&str, usize> = cases
+        .iter()
+        .enumerate()
+        .map(|(row, case)| (case.name.as_str(), row))
+        .collect();
+    let ratio = |medians: &[f64], row: usize| medians[row] / medians[rows[cases[row].base]];
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    let mut header = vec![
-        "ratio to the bare lookup of the same run".to_owned(),
-        "target".to_owned(),
-    ];
+    let mut header = vec!["ratio within the same run".to_owned(), "target".to_owned()];
     header.extend(
-        CLUSTERS
+        clusters
             .iter()
             .map(|(policies, peers)| format!("{policies} policies\n{peers} peers")),
     );
     table.set_header(header);
-    for (n, case) in cases.iter().enumerate() {
-        let mut row = vec![
-            case.name.to_owned(),
-            case.target
-                .map_or(String::new(), |target| format!("≤ {target:.1}")),
-        ];
-        for cluster in CLUSTERS {
-            let medians = &results[&cluster];
-            let ratio = medians[n] / bare(medians);
+    for (row, case) in cases.iter().enumerate() {
+        let name = match case.base {
+            BARE_LOOKUP => case.name.clone(),
+            base => format!("{}\n  (of {base})", case.name),
+        };
+        let target = case.target;
+        let target = target.map_or(String::new(), |target| format!("≤ {target:.1}"));
+        let mut line = vec![name, target];
+        for medians in results {
+            let ratio = ratio(medians, row);
             let missed = case.target.is_some_and(|target| ratio > target);
-            row.push(format!(
-                "{ratio:.2}{} ({:.0} ns)",
-                if missed { " !" } else { "" },
-                medians[n]
-            ));
+            let missed = if missed { " !" } else { "" };
+            line.push(format!("{ratio:.2}{missed} ({:.0} ns)", medians[row]));
         }
-        table.add_row(row);
+        table.add_row(line);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("{table}");
-    println!(
-        "\nGrowth against {} policy and {} peers (target: at most 10 %)",
-        SMALLEST.0, SMALLEST.1
-    );
-    for (n, case) in cases
-        .iter()
-        .enumerate()
-        .filter(|(_, case)| case.target.is_some())
-    {
-        let ratio = |cluster| results[&cluster][n] / bare(&results[&cluster]);
-        let growth: Vec<String> = CLUSTERS[1..]
+    let [first, others @ ..] = results else {
+        return;
+    };
+    if others.is_empty() {
+        return;
+    }
+    println!("\nGrowth against the smallest cluster (target: at most 10 %)");
+    let targets = cases.iter().enumerate().filter(|(_, c)| c.target.is_some());
+    for (row, case) in targets {
+        let growth: Vec<String> = others
             .iter()
-            .map(|&cluster| {
-                format!(
-                    "{:+5.1} %",
-                    (ratio(cluster) / ratio(SMALLEST) - 1.0) * 100.0
-                )
-            })
+            .map(|medians| (ratio(medians, row) / ratio(first, row) - 1.0) * 100.0)
+            .map(|growth| format!("{growth:+5.1} %"))
             .collect();
-        println!("  {:28} {}", case.name, growth.join("  "));
+        println!("  {:40} {}", case.name, growth.join("  "));
     }
 }

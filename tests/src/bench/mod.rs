@@ -1,4 +1,12 @@
 //! Benchmarks.
 
+mod cases;
 pub mod datapath;
+mod frames;
 mod world;
+
+/// The one in the middle.
+fn median(numbers: &mut [f64]) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
+}

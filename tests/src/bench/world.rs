@@ -14,10 +14,18 @@ use netpol_agent::policy::{
 pub const NODE: &str = "node";
 /// The pod whose packets are judged, selected by the first policy.
 pub const SERVER: (Ipv4Addr, &str) = (Ipv4Addr::new(10, 1, 0, 1), "server-0");
+/// What every packet of the benchmark is sent from.
+pub const MAC: [u8; 8] = [2, 0, 0, 0, 0, 1, 0, 0];
 /// A peer that the first policy allows to reach TCP 80.
 pub const FRIEND: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 0);
 /// A pod that policies name, but not for the server.
 pub const FOREIGNER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
+/// Somebody whom nothing names.
+pub const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+/// The node's own address.
+pub const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
+/// The address of a Service.
+pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// Local pods; each policy selects one of them.
 const LOCAL: u32 = 100;
 
@@ -31,18 +39,14 @@ fn only(key: &str, value: String) -> Selector {
     }
 }
 
-fn pod(name: String, node: &str, labels: Labels, v4: Ipv4Addr) -> Pod {
+/// The IPv6 address of who has this IPv4 address.
+pub fn six(v4: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, d] = v4.octets();
-    let v6 = Ipv6Addr::new(
-        0xfd00,
-        0,
-        0,
-        0,
-        0,
-        0,
-        u16::from_be_bytes([a, b]),
-        u16::from_be_bytes([c, d]),
-    );
+    let low = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, low[0], low[1])
+}
+
+fn pod(name: String, node: &str, labels: Labels, v4: Ipv4Addr) -> Pod {
     Pod {
         key: ObjectKey::new("bench", name),
         uid: String::new(),
@@ -52,7 +56,7 @@ fn pod(name: String, node: &str, labels: Labels, v4: Ipv4Addr) -> Pod {
         node: node.to_owned(),
         host_network: false,
         finished: false,
-        addresses: vec![IpAddr::V4(v4), IpAddr::V6(v6)],
+        addresses: vec![IpAddr::V4(v4), IpAddr::V6(six(v4))],
         ports: vec![],
     }
 }
@@ -60,7 +64,7 @@ fn pod(name: String, node: &str, labels: Labels, v4: Ipv4Addr) -> Pod {
 /// A cluster with `policies` policies and `peers` pods on other nodes.
 ///
 /// Policy *n* selects one local pod and allows the pods of client group *n* (as far as there are peers) TCP 80, and a
-/// block of addresses of its own TCP 443.
+/// block of addresses of its own TCP 443, both from there and to there.
 pub fn cluster(policies: u32, peers: u32) -> Index {
     let mut changes = vec![ObjectChange::Namespace(Namespace {
         name: "bench".to_owned(),
@@ -94,23 +98,24 @@ pub fn cluster(policies: u32, peers: u32) -> Index {
                 port: PortMatch::Range(port, port),
             }])
         };
+        let rules = vec![
+            Rule {
+                peers: Some(vec![PolicyPeer::Pods(only("app", format!("client-{n}")))]),
+                ports: ports(80),
+            },
+            Rule {
+                peers: Some(vec![PolicyPeer::Block {
+                    cidr: ipnet::IpNet::new(IpAddr::V4(block), 24).expect("a valid prefix"),
+                    except: vec![],
+                }]),
+                ports: ports(443),
+            },
+        ];
         changes.push(ObjectChange::Policy(Policy {
             key: ObjectKey::new("bench", format!("policy-{n}")),
             selector: only("app", format!("server-{}", n % LOCAL)),
-            ingress: Some(vec![
-                Rule {
-                    peers: Some(vec![PolicyPeer::Pods(only("app", format!("client-{n}")))]),
-                    ports: ports(80),
-                },
-                Rule {
-                    peers: Some(vec![PolicyPeer::Block {
-                        cidr: ipnet::IpNet::new(IpAddr::V4(block), 24).expect("a valid prefix"),
-                        except: vec![],
-                    }]),
-                    ports: ports(443),
-                },
-            ]),
-            egress: None,
+            ingress: Some(rules.clone()),
+            egress: Some(rules),
         }));
     }
     let mut index = Index::new(NODE);
