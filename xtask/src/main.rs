@@ -75,6 +75,17 @@ enum Bench {
         )]
         args: Vec<OsString>,
     },
+    /// What the network between two pods carries, as a ratio to one with empty programs; and what a flood of drops costs
+    /// the agent
+    Throughput {
+        /// Options of the benchmark
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -105,24 +116,10 @@ fn perform(verb: Verb) -> Result<()> {
             ]))?;
             test(None, &[])
         }
-        Verb::Bench {
-            what: Bench::Datapath { args },
-        } => {
-            machine::check()?;
-            setup::setup()?;
-            build(&[
-                "--package",
-                "netpol-tests",
-                "--bin",
-                "netpol-bench",
-                "--release",
-            ])?;
-            become_program(
-                std::process::Command::new(binary("netpol-bench", true)?)
-                    .arg("datapath")
-                    .args(args),
-            )
-        }
+        Verb::Bench { what } => match what {
+            Bench::Datapath { args } => bench("datapath", &args),
+            Bench::Throughput { args } => bench("throughput", &args),
+        },
         Verb::Build { release } => {
             setup::setup()?;
             build(
@@ -157,6 +154,28 @@ fn lab(args: &[OsString]) -> Result<()> {
         lab.arg("run")
             .args(args)
             .env("NETPOL_AGENT_BIN", binary("netpol-agent", false)?),
+    )
+}
+
+fn bench(what: &str, args: &[OsString]) -> Result<()> {
+    machine::check()?;
+    setup::setup()?;
+    build(&[
+        "--package",
+        "netpol-agent",
+        "--package",
+        "netpol-tests",
+        "--bin",
+        "netpol-agent",
+        "--bin",
+        "netpol-bench",
+        "--release",
+    ])?;
+    become_program(
+        std::process::Command::new(binary("netpol-bench", true)?)
+            .arg(what)
+            .args(args)
+            .env("NETPOL_AGENT_BIN", binary("netpol-agent", true)?),
     )
 }
 

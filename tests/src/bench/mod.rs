@@ -2,7 +2,11 @@
 
 mod cases;
 pub mod datapath;
+mod flood;
 mod frames;
+mod load;
+pub mod throughput;
+mod variants;
 mod world;
 
 /// The one in the middle.

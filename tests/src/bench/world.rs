@@ -122,3 +122,66 @@ pub fn cluster(policies: u32, peers: u32) -> Index {
     index.apply(changes);
     index
 }
+
+/// A cluster around a client and its server on this node, with their addresses: of `policies` policies a quarter selects
+/// each of them, and the last two allow the client what it asks of the server. Every policy names a group of a thousand
+/// peers on other nodes.
+pub fn pair([client, server]: [&[IpAddr]; 2], policies: u32) -> Index {
+    const PEERS: u32 = 1_000;
+    let mut changes = vec![ObjectChange::Namespace(Namespace {
+        name: "bench".to_owned(),
+        labels: Labels::new(),
+    })];
+    for (name, addresses) in [("client", client), ("server", server)] {
+        changes.push(ObjectChange::Pod(Pod {
+            addresses: addresses.to_vec(),
+            ..pod(
+                name.to_owned(),
+                NODE,
+                labels(name, 0),
+                Ipv4Addr::UNSPECIFIED,
+            )
+        }));
+    }
+    for n in 0..PEERS {
+        let address = Ipv4Addr::from(u32::from(FRIEND) + n);
+        let group = n % policies.clamp(1, PEERS);
+        changes.push(ObjectChange::Pod(pod(
+            format!("peer-{n}"),
+            "elsewhere",
+            labels("peer", group),
+            address,
+        )));
+    }
+    for n in 0..policies.max(2) {
+        let last = policies.max(2) - 1 - n;
+        let (selected, peer) = match (last, n % 4) {
+            (0, _) => ("server-0".to_owned(), "client-0".to_owned()),
+            (1, _) => ("client-0".to_owned(), "server-0".to_owned()),
+            (_, 0) => ("server-0".to_owned(), format!("peer-{n}")),
+            (_, 1) => ("client-0".to_owned(), format!("peer-{n}")),
+            _ => (format!("other-{n}"), format!("peer-{n}")),
+        };
+        let rules = vec![Rule {
+            peers: Some(vec![PolicyPeer::Pods(only("app", peer))]),
+            ports: Some(
+                [Protocol::Tcp, Protocol::Udp]
+                    .map(|protocol| PolicyPort {
+                        protocol,
+                        port: PortMatch::Range(7_000, 7_009),
+                    })
+                    .to_vec(),
+            ),
+        }];
+        let server = selected == "server-0";
+        changes.push(ObjectChange::Policy(Policy {
+            key: ObjectKey::new("bench", format!("policy-{n}")),
+            selector: only("app", selected),
+            ingress: server.then(|| rules.clone()),
+            egress: (!server).then_some(rules),
+        }));
+    }
+    let mut index = Index::new(NODE);
+    index.apply(changes);
+    index
+}

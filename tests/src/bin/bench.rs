@@ -14,10 +14,14 @@ struct Arguments {
 enum What {
     /// Runs the classifiers on single packets (`BPF_PROG_TEST_RUN`), without a network.
     Datapath(bench::datapath::Options),
+    /// Sends traffic between two pods of a lab, without programs, with empty ones and with the agent's, and floods an agent
+    /// with drops.
+    Throughput(bench::throughput::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().what {
         What::Datapath(options) => bench::datapath::run(&options),
+        What::Throughput(options) => bench::throughput::run(&options),
     }
 }
