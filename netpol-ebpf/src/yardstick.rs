@@ -250,6 +250,10 @@ mod programs {
             self.0.load(offset)
         }
         #[inline(always)]
+        fn start(&self) -> Option<[u8; 34]> {
+            self.0.start()
+        }
+        #[inline(always)]
         fn len(&self) -> u32 {
             self.0.len()
         }

@@ -12,7 +12,7 @@ use netpol_agent::{
     dataplane::{self, Dataplane, HookChoice, Sizes},
     object,
 };
-use netpol_common::Endpoint;
+use netpol_common::{Endpoint, MarkField};
 
 use super::world;
 use crate::{
@@ -75,6 +75,7 @@ impl Hooks {
             pins: lab.run_dir().bpf(),
             hook: HookChoice::Auto,
             sizes: Sizes::default(),
+            mark: MarkField::DEFAULT,
             trace: false,
         })?;
         let mut addresses: [&[IpAddr]; 2] = [&[]; 2];
@@ -140,6 +141,7 @@ impl Hooks {
         }
         for pod in &self.pods {
             if self.variant == Variant::Agent {
+                self.dataplane.release(pod.interface)?;
                 self.dataplane.remove_endpoint(pod.interface)?;
             }
             match variant {
