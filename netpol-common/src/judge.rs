@@ -783,17 +783,15 @@ fn decide_translated<F: Frame, T: Tables>(
     let service = &scratch.other;
     let remote = &packet.destination;
     let Err(NotAllowed) = permit(tables, &about, endpoint.egress, remote, port) else {
-        if tracked {
-            if endpoint.egress.ruleset().is_some() {
-                scratch.flow = Flow::open(context.epoch, Direction::Egress, 0, context.now);
-                tables.remember(&scratch.key, &scratch.flow);
-            }
-            if ticketed {
-                resolve(tables, packet, endpoint, service, context.epoch);
-            }
+        if tracked && endpoint.egress.ruleset().is_some() {
+            scratch.flow = Flow::open(context.epoch, Direction::Egress, 0, context.now);
+            tables.remember(&scratch.key, &scratch.flow);
         }
         if matches!(packet.piece, Piece::First) {
             note_fragment(tables, packet, interface, context.now);
+        }
+        if tracked && ticketed {
+            resolve(tables, scratch, endpoint, context.epoch);
         }
         return None;
     };
@@ -823,18 +821,32 @@ fn decide_translated<F: Frame, T: Tables>(
     Some(reason)
 }
 
-/// Notes at the flow that the sender knows who answers it.
-#[inline(always)]
-fn resolve<T: Tables>(tables: &T, packet: &Packet, endpoint: &Endpoint, key: &FlowKey, epoch: u32) {
+/// Notes at the flow that the sender knows, under the key in `other`, who answers it.
+#[inline(never)]
+fn resolve<T: Tables>(tables: &T, scratch: &mut Scratch, endpoint: &Endpoint, epoch: u32) {
+    let (packet, service) = (&scratch.packet, &scratch.other);
     // The ticket may have been taken by another flow of this pod that came in the same batch of packets. The port tells,
     // unless masquerade has changed it, which changes the address too.
-    let same = key.protocol == packet.protocol as u32
-        && (key.local_port == packet.source_port || !endpoint.owns(&packet.source));
-    if same
-        && let Some(place) = find(tables, key)
-        && place.load().deferred()
-    {
-        place.resolve(&packet.destination, packet.destination_port, epoch);
+    let same = service.protocol == packet.protocol as u32
+        && (service.local_port == packet.source_port || !endpoint.owns(&packet.source));
+    let Some(place) = find(tables, service) else {
+        return;
+    };
+    let known = place.load();
+    if !same || !known.deferred() {
+        return;
+    }
+    place.resolve(&packet.destination, packet.destination_port, epoch);
+    let same = known.backend == packet.destination && known.backend_port == packet.destination_port;
+    if known.resolved() && !same {
+        // Somebody else answers now, under the same ports. When the first one does again, it has to be noted again.
+        scratch.key.remote = known.backend;
+        scratch.key.remote_port = known.backend_port;
+        if let Some(place) = tables.opening(&scratch.key) {
+            let mut first = place.load();
+            first.epoch = epoch.wrapping_sub(1);
+            place.store(&first);
+        }
     }
 }
 
