@@ -162,9 +162,9 @@ metadata: {namespace: a, name: web-too}
 spec: {selector: all(), types: [Ingress]}
 ---
 apiVersion: v1
-kind: Service
+kind: ServiceAccount
 metadata: {namespace: a, name: web}
-spec: {selector: {app: web}, ports: [{port: 80}]}
+automountServiceAccountToken: false
 ---
 apiVersion: v1
 kind: ConfigMap
