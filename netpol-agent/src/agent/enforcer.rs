@@ -51,6 +51,8 @@ pub(super) struct Enforcer<K> {
     programmed: bool,
     /// Every device that was there at the start has its programs, or has failed. Before that no endpoint is written.
     hooked: bool,
+    /// Programs of agents with another schema were taken away.
+    retired: bool,
     /// The node may open other envelopes than the kernel knows.
     tunnels_due: bool,
     /// Targets may differ from what is in the kernel.
@@ -81,6 +83,7 @@ impl<K: Kernel> Enforcer<K> {
             queue: VecDeque::new(),
             programmed: false,
             hooked: false,
+            retired: false,
             tunnels_due: false,
             endpoints_due: false,
             epoch_due: false,
@@ -209,6 +212,7 @@ impl<K: Kernel> Enforcer<K> {
             return true;
         }
         if self.endpoints.errors.is_empty() && self.hooks.errors.is_empty() {
+            self.retire_others();
             if let Some(failure) = self.failure.take() {
                 tracing::info!(
                     error = failure.error,
@@ -262,6 +266,24 @@ impl<K: Kernel> Enforcer<K> {
             return Err(error.to_string());
         }
         Ok(())
+    }
+
+    /// Once everything is in place, nobody needs what an agent of another version has left.
+    fn retire_others(&mut self) {
+        if std::mem::replace(&mut self.retired, true) {
+            return;
+        }
+        match self.kernel.retire_others() {
+            Ok(0) => {}
+            Ok(pins) => {
+                tracing::info!(pins, "took away what an agent of another version has left");
+            }
+            Err(error) => tracing::error!(
+                %error,
+                "programs of an agent of another version still judge beside these; remove its pins, or run `netpol-agent cleanup` \
+                 and start again"
+            ),
+        }
     }
 
     /// Every endpoint is one atomic element. One that fails holds up no other.

@@ -27,6 +27,7 @@ pub(super) trait Kernel {
     fn attach(&mut self, interface: u32, device: &Device) -> Result<(), Self::Error>;
     fn release(&mut self, interface: u32) -> Result<(), Self::Error>;
     fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Self::Error>;
+    fn retire_others(&mut self) -> Result<usize, Self::Error>;
     fn pinned(&self) -> bool;
     fn raise_epoch(&mut self) -> Result<u32, Self::Error>;
     fn epoch(&self) -> u32;
@@ -72,6 +73,9 @@ impl Kernel for Dataplane {
     }
     fn release(&mut self, interface: u32) -> Result<(), Error> {
         self.release(interface)
+    }
+    fn retire_others(&mut self) -> Result<usize, Error> {
+        self.retire_others()
     }
     fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Error> {
         self.set_tunnels(tunnels)

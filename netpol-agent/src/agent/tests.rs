@@ -142,6 +142,9 @@ impl Kernel for Fake {
         self.diary.push(format!("release {interface}"));
         Ok(())
     }
+    fn retire_others(&mut self) -> Result<usize, Failed> {
+        Ok(0)
+    }
     fn set_tunnels(&mut self, tunnels: &BTreeSet<TunnelKey>) -> Result<(), Failed> {
         self.diary.push(format!("tunnels {}", tunnels.len()));
         Ok(())

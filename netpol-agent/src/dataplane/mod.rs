@@ -583,6 +583,27 @@ impl Dataplane {
         Flows::open(&self.pins)
     }
 
+    /// Takes away the programs of agents with another schema, once those of this one are in their places: two generations
+    /// would both have to allow a packet, and nobody writes the older one's tables. Returns how many pins went.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be removed.
+    pub fn retire_others(&mut self) -> Result<usize, Error> {
+        let mut removed = 0;
+        for other in self.pins.others()? {
+            for pin in other.links()? {
+                // There is one clsact filter of ours at a place, and it is the new one now.
+                if !(pin.clsact && self.hook == HookKind::Clsact) {
+                    links::detach(&other, pin)?;
+                    removed += 1;
+                }
+            }
+            removed += other.remove_schema()?;
+        }
+        Ok(removed)
+    }
+
     /// What the programs log of traced packets, for [`Options::trace`].
     ///
     /// # Errors
@@ -642,6 +663,12 @@ pub fn cleanup(root: &Path, force: bool) -> Result<Removed, Error> {
         }
         links::detach(&pins, pin)?;
         removed.links += 1;
+    }
+    for other in pins.others()? {
+        for pin in other.links()? {
+            links::detach(&other, pin)?;
+            removed.links += 1;
+        }
     }
     removed.pins = removed.links + pins.remove_all()?;
     Ok(removed)

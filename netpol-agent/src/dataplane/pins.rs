@@ -28,6 +28,7 @@ fn here() -> io::Result<PathBuf> {
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     root: PathBuf,
+    schema: u32,
 }
 
 /// A program, and at which hook of a device it belongs.
@@ -91,11 +92,42 @@ impl Pins {
     pub(super) fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
+            schema: map::SCHEMA,
         }
     }
 
+    /// The pins of agents with other schemas. Their programs judge beside ours until they are taken away.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be read. One that is not there holds none.
+    pub(super) fn others(&self) -> Result<Vec<Self>, Error> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            Err(source) => {
+                return Err(Error::Pins {
+                    what: "read",
+                    path: self.root.clone(),
+                    source,
+                });
+            }
+        };
+        let schemas = entries.flatten().filter_map(|entry| {
+            let name = entry.file_name();
+            name.to_str()?.strip_prefix('v')?.parse().ok()
+        });
+        Ok(schemas
+            .filter(|&schema| schema != self.schema)
+            .map(|schema| Self {
+                root: self.root.clone(),
+                schema,
+            })
+            .collect())
+    }
+
     fn directory(&self) -> PathBuf {
-        self.root.join(format!("v{}", map::SCHEMA))
+        self.root.join(format!("v{}", self.schema))
     }
 
     /// The pin of a map.
@@ -230,6 +262,15 @@ impl Pins {
         }
     }
 
+    /// Removes the pins of this schema alone. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be removed.
+    pub(super) fn remove_schema(&self) -> Result<usize, Error> {
+        remove_directory(&self.directory())
+    }
+
     /// Removes every pin of every schema and the directories that held them, and takes away the file system if it was
     /// mounted for this directory alone. Returns how many pins were removed.
     ///
@@ -245,10 +286,10 @@ impl Pins {
                 source,
             }
         };
-        let mut removed = 0;
         if !self.root.exists() || !is_bpf(&self.root) {
             return Ok(0);
         }
+        let mut removed = 0;
         for schema in fs::read_dir(&self.root)
             .map_err(wrap(&self.root))?
             .flatten()
@@ -257,11 +298,7 @@ impl Pins {
             if !path.is_dir() {
                 continue;
             }
-            for pin in fs::read_dir(&path).map_err(wrap(&path))?.flatten() {
-                fs::remove_file(pin.path()).map_err(wrap(&pin.path()))?;
-                removed += 1;
-            }
-            fs::remove_dir(&path).map_err(wrap(&path))?;
+            removed += remove_directory(&path)?;
         }
         if is_mount_point(&self.root) {
             if self.root != Path::new(USUAL) {
@@ -274,6 +311,25 @@ impl Pins {
         }
         Ok(removed)
     }
+}
+
+/// Removes a directory of pins. Returns how many there were.
+fn remove_directory(path: &Path) -> Result<usize, Error> {
+    let wrap = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Pins {
+            what: "remove",
+            path,
+            source,
+        }
+    };
+    let mut removed = 0;
+    for pin in fs::read_dir(path).map_err(wrap(path))?.flatten() {
+        fs::remove_file(pin.path()).map_err(wrap(&pin.path()))?;
+        removed += 1;
+    }
+    fs::remove_dir(path).map_err(wrap(path))?;
+    Ok(removed)
 }
 
 /// Whether a directory is on a bpf file system, or would be if it were made.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::ensure;
+use netpol_common::map;
 use netpol_tests::{
     agent::{Agent, Hook, hooks},
     lab::{Connection, Lab, Load, Restart, Shape, Side, Traffic},
@@ -63,6 +64,35 @@ fn enforcement_outlives_the_agent() -> anyhow::Result<()> {
             connection.ping_pong(PATIENCE),
             "{hook}: an allowed connection ended with the agent"
         );
+    }
+    Ok(())
+}
+
+/// Programs that another version has pinned go once those of this one are there: they would go on to forbid what was
+/// forbidden then.
+#[test]
+fn another_version_of_the_programs_is_replaced() -> anyhow::Result<()> {
+    for (before, after) in [
+        (Hook::Tcx, Hook::Tcx),
+        (Hook::Clsact, Hook::Clsact),
+        (Hook::Clsact, Hook::Tcx),
+    ] {
+        let case = format!("{before}, then {after}");
+        let lab = lab(Shape::Routed)?;
+        Files::of(&lab).write("web.yaml", CLOSED)?;
+        let mut agent = Agent::start(&lab, before)?;
+        agent.wait()?;
+        agent.kill()?;
+        let pins = lab.run_dir().bpf();
+        let older = pins.join("v0");
+        std::fs::rename(pins.join(format!("v{}", map::SCHEMA)), &older)?;
+        expect(&lab, &format!("{case}: the older programs"), ALL_DENIED)?;
+
+        Files::of(&lab).write("web.yaml", FRIENDS)?;
+        let mut agent = Agent::start(&lab, after)?;
+        agent.wait()?;
+        expect(&lab, &case, FRIENDS_ONLY)?;
+        ensure!(!older.exists(), "{case}: the older pins are still there");
     }
     Ok(())
 }
