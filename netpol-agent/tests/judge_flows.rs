@@ -389,6 +389,48 @@ fn no_pod_advertises_routes_and_arp_always_passes() {
 }
 
 #[test]
+fn nobody_speaks_to_all_neighbours_in_the_name_of_one() {
+    let mut world = World::new(GENEROUS, GENEROUS);
+    let endpoint = Endpoint {
+        flags: Endpoint::GUARD,
+        ingress: GENEROUS,
+        egress: GENEROUS,
+        ipv4: POD.into(),
+        ..Endpoint::default()
+    };
+    world.0.set_endpoint(INTERFACE, Some(endpoint));
+    let sent = |from: IpAddr, to: IpAddr, group: bool, direction| {
+        let mut bytes = frame(from, to, DATAGRAM_OUT).expect("one family");
+        if group {
+            bytes[..6].fill(0xff);
+        }
+        world.raw(&bytes, direction, 3)
+    };
+    let subnet = IpAddr::from([10, 0, 0, 255]);
+    assert_eq!(sent(POD, PEER, false, Direction::Egress), Reason::Rule);
+    assert_eq!(sent(POD, PEER, true, Direction::Egress), Reason::Spoofed);
+    assert_eq!(sent(POD, POD, false, Direction::Egress), Reason::Spoofed);
+    assert_eq!(sent(POD, subnet, true, Direction::Egress), Reason::Rule);
+    let other = IpAddr::from([10, 0, 0, 77]);
+    assert!(sent(PEER, POD, true, Direction::Ingress).passes());
+    assert_eq!(sent(PEER, other, true, Direction::Ingress), Reason::Astray);
+    assert!(sent(PEER, subnet, true, Direction::Ingress).passes());
+}
+
+#[test]
+fn a_translated_connection_does_not_outlive_its_translation() {
+    let world = World::new(Isolation::OPEN, STRICT);
+    let asks = frame(NODE, POD, DATAGRAM_IN).expect("one family");
+    assert_eq!(
+        world.at(1000).raw(&asks, Direction::Ingress, 3),
+        Reason::Open
+    );
+    assert_eq!(world.at(1020).sends(NODE, DATAGRAM_OUT), Reason::Flow);
+    // Connection tracking has forgotten it: what leaves now goes to somebody else.
+    assert_eq!(world.at(1140).sends(NODE, DATAGRAM_OUT), Reason::Deferred);
+}
+
+#[test]
 fn a_packet_counts_once_under_its_reason() {
     let world = World::new(STRICT, GENEROUS);
     world.sends(PEER, DATAGRAM_OUT);

@@ -70,7 +70,7 @@ pub struct Flow {
     pub origin: u8,
     /// The [`Phase`].
     pub phase: u8,
-    /// [`Flow::DEFERRED`], [`Flow::RESOLVED`] and [`Flow::LOCAL`], or 0.
+    /// [`Flow::DEFERRED`], [`Flow::RESOLVED`], [`Flow::LOCAL`] and [`Flow::MASQUERADED`], or 0.
     pub flags: u16,
     /// When its last allowed packet was noted, in [`Tick`]s.
     pub seen: u32,
@@ -114,6 +114,9 @@ impl Flow {
     pub const RESOLVED: u16 = 2;
     /// Flag: a process of the node opened it, not somebody whose address was translated to the node's.
     pub const LOCAL: u16 = 4;
+    /// Flag: opened by somebody whose address was translated to the node's. It must not outlive the translation: then the
+    /// node itself would get what the pod answers, or somebody else.
+    pub const MASQUERADED: u16 = 8;
 
     /// A flow that its first packet has just opened.
     #[inline(always)]
@@ -161,7 +164,18 @@ impl Flow {
     /// Whether the flow has rested longer than its phase allows.
     #[inline(always)]
     pub const fn expired(&self, protocol: u8, now: Tick) -> bool {
-        now.wrapping_sub(self.seen) > lifetime(protocol, self.phase)
+        let rested = now.wrapping_sub(self.seen);
+        let stream = protocol == protocol::TCP || protocol == protocol::SCTP;
+        if self.flags & Self::MASQUERADED != 0 && !stream {
+            // Below those of connection tracking, 30 s and 120 s (nf_conntrack_proto_udp.c), by more than a tick.
+            let limit = if self.phase == Phase::Opening as u8 {
+                23
+            } else {
+                93
+            };
+            return rested > limit;
+        }
+        rested > lifetime(protocol, self.phase)
     }
 
     /// This flow after one more allowed packet in `direction`.

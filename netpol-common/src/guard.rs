@@ -28,15 +28,28 @@ pub(crate) fn addresses(
         return None;
     }
     match direction {
-        Direction::Egress => (!endpoint.owns(&packet.source)).then_some(Reason::Spoofed),
+        Direction::Egress => {
+            // What a pod sends to itself never leaves it. To all neighbours at once, in the name of one of them, it would get
+            // past the rules that name that one.
+            let honest = endpoint.owns(&packet.source)
+                && !endpoint.owns(&packet.destination)
+                && (head[0] & 1 == 0 || is_for_many(&packet.destination));
+            (!honest).then_some(Reason::Spoofed)
+        }
         Direction::Ingress => {
-            // A broadcast within the subnet is known by its hardware address only.
             let meant = endpoint.owns(&packet.destination)
-                || head[0] & 1 != 0
-                || is_group(&packet.destination);
+                || is_group(&packet.destination)
+                || (head[0] & 1 != 0 && is_for_many(&packet.destination));
             (!meant).then_some(Reason::Astray)
         }
     }
+}
+
+/// Whether an address may belong to more than one: a group, or the broadcast address of a subnet that is a whole number of bytes
+/// long.
+#[inline(always)]
+fn is_for_many(address: &Address) -> bool {
+    is_group(address) || (address.is_v4() && address.0[15] == 255)
 }
 
 /// Whether a frame that could not be parsed may be to its receiver what a pod must not send.

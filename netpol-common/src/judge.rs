@@ -198,7 +198,12 @@ fn judge_translated<F: Frame, T: Tables>(
             translated(frame, tables, scratch, &mut context)
         }
         // Only what was parsed at the hook of a pod gets a mark.
-        Parsed::Opaque(reason) => Some(reason),
+        Parsed::Opaque(reason) => {
+            if let Some(interface) = tables.interface_of(deferral.slot) {
+                report_translated(frame, tables, scratch, (interface, deferral.slot, reason));
+            }
+            Some(reason)
+        }
         // Neighbour discovery that no router has passed on stays on the link.
         _ => None,
     }
@@ -207,6 +212,10 @@ fn judge_translated<F: Frame, T: Tables>(
 /// Reads our mark and takes it off: nobody who sees the packet later may take it for the mark of another packet.
 #[inline(always)]
 fn take_deferral<F: Frame, T: Tables>(frame: &F, tables: &T) -> Option<Deferral> {
+    // What the node itself sends never came from a pod: whoever has set these bits means something else by them.
+    if frame.came_in_by() == 0 {
+        return None;
+    }
     let field = tables.mark_field();
     let mark = frame.mark();
     let deferral = field.read(mark);
@@ -241,6 +250,29 @@ fn conclude<F: Frame, T: Tables>(
         tables.report(frame, &dropped);
     }
     reason
+}
+
+/// Counts and records a packet that could not be read where it left.
+#[inline(never)]
+fn report_translated<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &Scratch,
+    (interface, slot, reason): (u32, u32, Reason),
+) {
+    let direction = Direction::Egress;
+    tables.count(slot, direction, reason, frame.len());
+    let dropped = Dropped {
+        packet: &scratch.packet,
+        parsed: false,
+        service: &scratch.other,
+        translated: false,
+        interface,
+        slot,
+        direction,
+        reason,
+    };
+    tables.report(frame, &dropped);
 }
 
 /// The verdict on what is not a packet of some flow.
@@ -414,7 +446,14 @@ fn answers(known: &Flow, direction: Direction, came_in_by: u32) -> bool {
 /// an isolated pod, and when that is the pod itself.
 #[inline(always)]
 fn must_mark(endpoint: &Endpoint, known: &Flow) -> bool {
-    endpoint.egress.ruleset().is_some() || endpoint.owns(&known.backend)
+    is_isolated(endpoint) || endpoint.owns(&known.backend)
+}
+
+/// Whether a policy isolates the pod in either direction. Only a mark tells a pod that is isolated for what it receives that a
+/// packet with the node's address comes from itself, and somebody else may answer the next packet.
+#[inline(always)]
+fn is_isolated(endpoint: &Endpoint) -> bool {
+    endpoint.egress.ruleset().is_some() || endpoint.ingress.ruleset().is_some()
 }
 
 /// Marks a packet so that it is judged where its real destination is known.
@@ -455,11 +494,12 @@ fn decide<F: Frame, T: Tables>(
     if case.live {
         case.origin = flow.origin();
     }
-    if matches!(case.direction, Direction::Egress) && matches!(case.origin, Direction::Egress) {
+    if matches!(case.direction, Direction::Egress) {
         if let Some(reason) = unfit(tables, case) {
             return reason;
         }
-        if case.host & (Peer::NODE | Peer::SERVICE) != 0 {
+        if matches!(case.origin, Direction::Egress) && case.host & (Peer::NODE | Peer::SERVICE) != 0
+        {
             return decide_deferred(frame, tables, case, flow);
         }
     }
@@ -525,12 +565,20 @@ fn decide_here<F: Frame, T: Tables>(
             // Also what the node opens in spite of the rules: what the pod answers is no conversation of its own.
             let opened = node && !(case.live && flow.deferred());
             let noted = opened || matches!(reason, Reason::Open | Reason::Rule);
-            if noted && case.packet.tracked() && !answer {
+            // From the port of a tunnel of the node: no answer may go there.
+            let tunnel = matches!(origin, Direction::Ingress)
+                && case.packet.protocol == protocol::UDP
+                && tables.tunnel(TunnelKey {
+                    protocol: protocol::UDP as u16,
+                    port: case.key.remote_port,
+                });
+            if noted && case.packet.tracked() && !answer && !tunnel {
                 let flags = match origin {
                     // It is not deferred any more.
                     Direction::Egress if sends => 0,
                     _ if case.live => flow.flags,
                     _ if node => Flow::LOCAL,
+                    _ if host & Peer::NODE != 0 => Flow::MASQUERADED,
                     _ => 0,
                 };
                 note(tables, case, flow, flags);
@@ -783,7 +831,7 @@ fn decide_translated<F: Frame, T: Tables>(
     let service = &scratch.other;
     let remote = &packet.destination;
     let Err(NotAllowed) = permit(tables, &about, endpoint.egress, remote, port) else {
-        if tracked && endpoint.egress.ruleset().is_some() {
+        if tracked && is_isolated(endpoint) {
             scratch.flow = Flow::open(context.epoch, Direction::Egress, 0, context.now);
             tables.remember(&scratch.key, &scratch.flow);
         }

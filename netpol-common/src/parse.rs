@@ -97,7 +97,8 @@ fn ipv4<F: Frame>(frame: &F, start: &[u8; START], packet: &mut Packet) -> Parsed
     let at = ETHERNET + header;
     let fragment = u16::from_be_bytes([h[6], h[7]]);
     if fragment & 0x3fff != 0 {
-        packet.id = u32::from_ne_bytes([h[4], h[5], 0, 0]);
+        // Numbered for each protocol by itself (RFC 791 section 3.2).
+        packet.id = u32::from_ne_bytes([h[4], h[5], h[9], 0]);
         packet.offset = (fragment & 0x1fff) << 3;
         packet.piece = if packet.offset == 0 {
             Piece::First

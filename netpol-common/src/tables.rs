@@ -194,7 +194,7 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Index of the host interface of the pod on whose behalf the datagram is judged.
     pub interface: u32,
-    /// The identification in network byte order (IPv4: in the first two bytes).
+    /// The identification in network byte order; for IPv4 two bytes, then the protocol.
     pub id: u32,
 }
 const _: () = assert!(size_of::<FragmentKey>() == 40);

@@ -112,10 +112,10 @@ impl FlowRef for Place {
     fn store(&self, flow: &Flow) {
         // SAFETY: as above; each word is written whole, and each is valid beside any other one.
         unsafe {
-            let [first, second, ..] = core::mem::transmute::<Flow, [u64; 4]>(*flow);
-            let words = self.0.cast::<u64>();
-            words.write_volatile(first);
-            words.add(1).write_volatile(second);
+            let [first, ..] = core::mem::transmute::<Flow, [u64; 4]>(*flow);
+            self.0.cast::<u64>().write_volatile(first);
+            // Not the port beside it, which belongs to the backend.
+            (&raw mut (*self.0).seen).write_volatile(flow.seen);
         }
     }
 
@@ -128,8 +128,8 @@ impl FlowRef for Place {
         // SAFETY: as above.
         unsafe {
             (*self.0).backend = *backend;
+            (*self.0).backend_port = port;
         }
-        flow.backend_port = port;
         flow.epoch = epoch;
         flow.flags |= Flow::RESOLVED;
         self.store(&flow);

@@ -51,6 +51,8 @@ pub(super) struct Enforcer<K> {
     programmed: bool,
     /// Every device that was there at the start has its programs, or has failed. Before that no endpoint is written.
     hooked: bool,
+    /// What lived before the agent came was asked for.
+    seeded: bool,
     /// Programs of agents with another schema were taken away.
     retired: bool,
     /// The node may open other envelopes than the kernel knows.
@@ -84,6 +86,7 @@ impl<K: Kernel> Enforcer<K> {
             programmed: false,
             hooked: false,
             retired: false,
+            seeded: false,
             tunnels_due: false,
             endpoints_due: false,
             epoch_due: false,
@@ -293,8 +296,9 @@ impl<K: Kernel> Enforcer<K> {
         let writes = self.endpoints.to_write();
         let mut fresh = writes.clone();
         fresh.retain(|(interface, _)| !self.endpoints.actual.contains_key(interface));
-        if !fresh.is_empty() {
-            // Before anything of the pod is judged: what is open already was opened by somebody.
+        if !fresh.is_empty() && !std::mem::replace(&mut self.seeded, true) {
+            // Before anything is judged: what is open already was opened by somebody. Not for pods that come later: they have
+            // opened nothing yet, but somebody who had their address may have.
             self.kernel.seed(&fresh);
         }
         for (interface, endpoint) in writes {

@@ -32,6 +32,7 @@ impl FlowRef for FlowCell {
         let mut place = lock(&self.0);
         *place = Flow {
             backend: place.backend,
+            backend_port: place.backend_port,
             ..*flow
         };
     }

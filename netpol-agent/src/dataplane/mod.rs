@@ -306,14 +306,14 @@ impl Dataplane {
     ///
     /// If the kernel refuses, for example because there are more than [`size::SLOTS`] local pods.
     pub fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Error> {
+        // Before the endpoint: no packet carries the slot in its mark before it can be found by it.
+        self.set_slot(endpoint.slot, interface)?;
         self.endpoints
             .insert(interface, endpoint, 0)
             .map_err(|e| Error::Write {
                 table: map::ENDPOINTS,
                 source: os_error(e),
-            })?;
-        // After the endpoint: whoever finds it by its slot finds all of it.
-        self.set_slot(endpoint.slot, interface)
+            })
     }
 
     fn set_slot(&mut self, slot: u32, interface: u32) -> Result<(), Error> {

@@ -70,6 +70,9 @@ pub enum Act {
     Abort,
 }
 
+/// At whose hook, from whom to whom, the protocol and the number of a datagram.
+type Datagram = (Who, Who, Who, u8, u16);
+
 #[derive(Clone, Debug)]
 struct Conversation {
     opened: Direction,
@@ -139,8 +142,9 @@ pub struct Model {
     conversations: BTreeMap<Tuple, Conversation>,
     /// Those of which nobody can tell any more who may answer, or for how long: see [`Model::hears`].
     unclear: BTreeSet<Tuple>,
-    /// First fragments that have passed: at whose hook, from whom to whom, the number of the datagram; and when.
-    fragments: BTreeMap<(Who, Who, Who, u16), (Tick, Tuple)>,
+    /// First fragments that have passed: at whose hook, from whom to whom, the protocol and the number of the
+    /// datagram; and when.
+    fragments: BTreeMap<Datagram, (Tick, Tuple)>,
 }
 
 impl Model {
@@ -361,13 +365,18 @@ impl Model {
     }
 
     /// The conversation of a datagram whose first fragment has passed the hook of `pod`.
-    pub fn knows_fragment(&self, pod: Who, from: Who, to: Who, id: u16) -> Option<Tuple> {
-        let (seen, tuple) = self.fragments.get(&(pod, from, to, id))?;
+    pub fn knows_fragment(
+        &self,
+        Tuple { pod, protocol, .. }: Tuple,
+        (from, to, id): (Who, Who, u16),
+    ) -> Option<Tuple> {
+        let (seen, tuple) = self.fragments.get(&(pod, from, to, protocol, id))?;
         (self.now - seen <= FRAGMENT_LIFETIME).then_some(*tuple)
     }
 
     pub fn note_fragment(&mut self, tuple: &Tuple, (from, to, id): (Who, Who, u16)) {
         let noted = (self.now, *tuple);
-        self.fragments.insert((tuple.pod, from, to, id), noted);
+        self.fragments
+            .insert((tuple.pod, from, to, tuple.protocol, id), noted);
     }
 }

@@ -297,7 +297,7 @@ fn fragment(
         Direction::Ingress => world.model.hears(tuple, Act::Go, false) == Some(true),
     };
     let isolated = world.model.isolated(tuple.pod, direction);
-    let known = world.model.knows_fragment(tuple.pod, from, to, id);
+    let known = world.model.knows_fragment(*tuple, (from, to, id));
     let longer = |of: &Tuple| matches!(of.protocol, protocol::TCP | protocol::SCTP);
     let overwrites = piece == Fragment::Overlapping && known.as_ref().is_some_and(longer);
     let expected = match (piece, known) {
