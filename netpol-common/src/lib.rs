@@ -20,6 +20,9 @@
 //! | port set | protocols and ports that a rule allows | [`PortSetId`] |
 //! | flow | both directions of one conversation of one endpoint | [`FlowKey`], [`Flow`] |
 //! | epoch | the number of the last change of any table | `u32` |
+//! | deferral | the verdict on a packet to a Service or the node, put off until it has its real destination; the packet carries a mark | [`Deferral`], [`MarkField`] |
+//! | ticket | where the hook that defers leaves the flow's key for the hook that judges | [`FlowKey::ticket`] |
+//! | guard | a pod speaks only for itself, and hears only what is meant for it | [`Endpoint::GUARD`] |
 //! | slot | a small number for an endpoint, the index of its statistics | `u32` |
 //! | verdict | pass or drop, with the reason | [`Reason`] |
 #![no_std]

@@ -49,7 +49,7 @@ impl Isolation {
 pub struct Endpoint {
     /// Index of this endpoint in the statistics, below [`size::SLOTS`].
     pub slot: u32,
-    /// [`Endpoint::TRACE`] or 0.
+    /// [`Endpoint::TRACE`] and [`Endpoint::GUARD`], or 0.
     pub flags: u32,
     /// What the pod may receive.
     pub ingress: Isolation,
