@@ -372,14 +372,10 @@ fn track<F: Frame, T: Tables>(
         if redirects && matches!(direction, Direction::Egress) {
             return Reason::Router;
         }
+        // Here and not in there: the stack of the two does not add up.
         if matches!(packet.kind, Kind::Error)
-            && let Some(reason) = related(
-                frame,
-                tables,
-                &case,
-                &mut scratch.quoted,
-                &mut scratch.other,
-            )
+            && quote(frame, packet, &mut scratch.quoted)
+            && let Some(reason) = related(frame, tables, &case, &scratch.quoted, &mut scratch.other)
         {
             return reason;
         }
@@ -700,14 +696,11 @@ fn related<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     case: &Case<'_>,
-    quoted: &mut Packet,
+    quoted: &Packet,
     key: &mut FlowKey,
 ) -> Option<Reason> {
     let error = case.packet;
     let sends = matches!(case.direction, Direction::Egress);
-    if !quote(frame, error, quoted) {
-        return None;
-    }
     // What a pod complains about was sent to it.
     if sends && case.endpoint.guarded() && !case.endpoint.owns(&quoted.destination) {
         return Some(Reason::Spoofed);
