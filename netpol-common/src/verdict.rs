@@ -49,7 +49,7 @@ pub enum Reason {
     Itself = 4,
     /// Passed: ARP, neighbour discovery or multicast listener discovery.
     Neighbour = 5,
-    /// Passed: the endpoint is not isolated in this direction and the packet cannot be tracked (not IP, fragment, ...).
+    /// Passed: the endpoint is not isolated in this direction and the packet cannot be tracked (not IP, malformed, ...).
     Untracked = 6,
     /// Passed: the interface belongs to no endpoint (yet).
     Unknown = 7,

@@ -118,7 +118,8 @@ impl Watcher {
         self.known.inside.clear();
     }
 
-    /// Reads what changed looks for pods that have no interface, and again at what those answer to that have one. Returns what went wrong, if anything.
+    /// Reads what has changed, looks for the pods that have no interface, and looks again at the interfaces of those that have
+    /// one. Returns what went wrong, if anything.
     fn look(
         &mut self,
         namespaces: &Namespaces,
