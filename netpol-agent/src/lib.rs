@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod conntrack;
 pub mod dataplane;
+mod netlink;
 pub mod node;
 pub mod object;
 pub mod packet_builder;

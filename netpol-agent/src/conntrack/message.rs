@@ -1,21 +1,17 @@
-//! Messages of ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h), read by hand and leniently: an attribute that
-//! a newer kernel adds must not blind the agent.
+//! Messages of ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h). Numbers in them are in network byte order.
 
 use netpol_common::{Address, protocol};
 
 use super::{Connection, Tuple};
+use crate::netlink::{attribute, find, nest};
 
-/// `struct nlmsghdr`
-const HEADER: usize = 16;
 /// `struct nfgenmsg`
 const FAMILY_HEADER: usize = 4;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`
-const NEW: u16 = 1 << 8;
+pub(super) const NEW: u16 = 1 << 8;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`
-const GET: u16 = NEW | 1;
-
-const NLA_F_NESTED: u16 = 1 << 15;
+pub(super) const GET: u16 = NEW | 1;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
@@ -49,38 +45,14 @@ const TCP_ENDED: std::ops::RangeInclusive<u8> = 7..=8;
 /// `IPS_SEEN_REPLY`
 const SEEN_REPLY: u32 = 1 << 1;
 
-/// A request without its header.
-pub(super) struct Question {
-    pub dump: bool,
-    body: Vec<u8>,
-}
-
-impl Question {
-    pub fn encode(&self, sequence: u32) -> Vec<u8> {
-        let dump = if self.dump { libc::NLM_F_DUMP } else { 0 };
-        let flags = (libc::NLM_F_REQUEST | dump) as u16;
-        let mut message = Vec::with_capacity(HEADER + self.body.len());
-        message.extend(((HEADER + self.body.len()) as u32).to_ne_bytes());
-        message.extend(GET.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(sequence.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(&self.body);
-        message
-    }
-}
-
 /// Asks for everything, of both families.
-pub(super) fn dump() -> Question {
-    Question {
-        dump: true,
-        body: vec![0; FAMILY_HEADER],
-    }
+pub(super) fn all() -> Vec<u8> {
+    vec![0; FAMILY_HEADER]
 }
 
 /// Asks for the connection of a packet. The kernel finds it by the tuple of either direction
 /// (net/netfilter/nf_conntrack_netlink.c, `ctnetlink_get_conntrack`).
-pub(super) fn query(tuple: &Tuple) -> Question {
+pub(super) fn query(tuple: &Tuple) -> Vec<u8> {
     let v4 = tuple.source.is_v4();
     let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
     let mut body = vec![family as u8, 0, 0, 0];
@@ -114,84 +86,17 @@ pub(super) fn query(tuple: &Tuple) -> Question {
             attribute(body, icmp[2], &[0]);
         });
     });
-    Question { dump: false, body }
-}
-
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    body.extend(((4 + value.len()) as u16).to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(value);
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
-fn nest(body: &mut Vec<u8>, kind: u16, content: impl FnOnce(&mut Vec<u8>)) {
-    let start = body.len();
-    attribute(body, kind | NLA_F_NESTED, &[]);
-    content(body);
-    let length = ((body.len() - start) as u16).to_ne_bytes();
-    body[start..start + 2].copy_from_slice(&length);
-}
-
-pub(super) struct Message {
-    pub sequence: u32,
-    pub content: Content,
-}
-
-pub(super) enum Content {
-    Done,
-    /// Of `struct nlmsgerr`: 0 or a negative error number.
-    Error(i32),
-    Connection(Connection),
-    /// Something else, or of a protocol that nobody asks for.
-    Other,
-}
-
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message> {
-    std::iter::from_fn(move || {
-        let length = word(bytes.get(..4)?)? as usize;
-        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-        let sequence = word(bytes.get(8..12)?)?;
-        let body = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        let content = if kind == libc::NLMSG_DONE as u16 {
-            Content::Done
-        } else if kind == libc::NLMSG_ERROR as u16 {
-            Content::Error(body.get(..4).and_then(word).map_or(0, u32::cast_signed))
-        } else if kind == NEW {
-            connection(body).map_or(Content::Other, Content::Connection)
-        } else {
-            Content::Other
-        };
-        Some(Message { sequence, content })
-    })
-}
-
-fn word(bytes: &[u8]) -> Option<u32> {
-    bytes.try_into().ok().map(u32::from_ne_bytes)
-}
-
-/// Type and value of each attribute. Numbers in them are in network byte order.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        // The upper bits are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
-        Some((kind & 0x3fff, value))
-    })
-}
-
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
+    body
 }
 
 fn port(bytes: &[u8]) -> Option<u16> {
     bytes.try_into().ok().map(u16::from_be_bytes)
 }
 
-fn connection(body: &[u8]) -> Option<Connection> {
+/// A connection; `None` if it is of a protocol that nobody asks for.
+pub(super) fn connection(body: &[u8]) -> Option<Connection> {
     let body = body.get(FAMILY_HEADER..)?;
+    let find = |bytes, kind| find(bytes, 0, kind);
     let status = find(body, CTA_STATUS)
         .and_then(|value| value.try_into().ok())
         .map_or(0, u32::from_be_bytes);
@@ -210,6 +115,7 @@ fn connection(body: &[u8]) -> Option<Connection> {
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
+    let find = |bytes, kind| find(bytes, 0, kind);
     let (ip, layer) = (find(bytes, CTA_TUPLE_IP)?, find(bytes, CTA_TUPLE_PROTO)?);
     let address = |v4, v6| match (find(ip, v4), find(ip, v6)) {
         (Some(a), _) => a.try_into().ok().map(Address::v4),

@@ -4,20 +4,12 @@
 
 mod message;
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
-    time::{Duration, Instant},
-};
+use std::io;
 
 use netpol_common::Address;
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-        setsockopt, socket, sockopt,
-    },
-    time::{TimeVal, TimeValLike as _},
-};
+use nix::sys::socket::SockProtocol;
+
+use crate::netlink;
 
 /// The header of a packet, as connection tracking names it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -51,15 +43,8 @@ pub struct Connection {
     pub zone: u16,
 }
 
-/// How long a dump may take.
-const PATIENCE: Duration = Duration::from_secs(3);
-
 /// A netlink socket. It belongs to the namespace in which its thread was when it was opened.
-pub struct Conntrack {
-    fd: OwnedFd,
-    sequence: u32,
-    buffer: Vec<u8>,
-}
+pub struct Conntrack(netlink::Socket);
 
 impl Conntrack {
     /// Opens it.
@@ -68,20 +53,7 @@ impl Conntrack {
     ///
     /// If this kernel has no netfilter over netlink.
     pub fn open() -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        // The kernel answers at once or not at all.
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
-        Ok(Self {
-            fd,
-            sequence: 0,
-            buffer: vec![0; 64 << 10],
-        })
+        netlink::Socket::open(SockProtocol::NetlinkNetFilter, 0).map(Self)
     }
 
     /// The connection of which this is a packet, in either direction; `None` if there is none.
@@ -91,7 +63,7 @@ impl Conntrack {
     /// If this kernel has no connection tracking, or does not answer.
     pub fn find(&mut self, tuple: &Tuple) -> io::Result<Option<Connection>> {
         let mut found = None;
-        match self.ask(&message::query(tuple), |c| found = Some(c)) {
+        match self.ask(0, &message::query(tuple), |c| found = Some(c)) {
             Ok(()) => Ok(found),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e),
@@ -104,40 +76,21 @@ impl Conntrack {
     ///
     /// As [`Conntrack::find`]; what was read before stays handed out.
     pub fn each(&mut self, each: impl FnMut(Connection)) -> io::Result<()> {
-        self.ask(&message::dump(), each)
+        self.ask(libc::NLM_F_DUMP, &message::all(), each)
     }
 
     fn ask(
         &mut self,
-        question: &message::Question,
+        flags: libc::c_int,
+        question: &[u8],
         mut each: impl FnMut(Connection),
     ) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let bytes = question.encode(self.sequence);
-        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let length = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?;
-            for message in message::messages(&self.buffer[..length]) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                match message.content {
-                    message::Content::Done => return Ok(()),
-                    message::Content::Error(0) => return Ok(()),
-                    message::Content::Error(code) => {
-                        return Err(io::Error::from_raw_os_error(-code));
-                    }
-                    message::Content::Connection(connection) => each(connection),
-                    message::Content::Other => {}
-                }
-                if !question.dump {
-                    return Ok(());
-                }
+        self.0.ask(message::GET, flags, question, |kind, body| {
+            if kind == message::NEW
+                && let Some(connection) = message::connection(body)
+            {
+                each(connection);
             }
-            if Instant::now() > end {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-        }
+        })
     }
 }

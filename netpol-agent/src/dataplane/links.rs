@@ -3,18 +3,18 @@
 //! Nothing is ever detached first: a program that is there already is replaced in place, so that no packet finds the hook
 //! empty.
 
-use std::{io, os::fd::AsFd as _};
+use std::os::fd::AsFd as _;
 
 use super::{
     Error,
     pins::{Hook, LinkPin, Pins},
-    sys,
+    qdisc, sys,
 };
 use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
     util::KernelVersion,
 };
@@ -167,12 +167,7 @@ fn clsact(
         .map(std::mem::forget)
         .is_ok();
     if !there {
-        // It may have one already, ours or somebody else's.
-        if let Err(error) = qdisc_add_clsact(device)
-            && !exists(&error)
-        {
-            return Err(error.into());
-        }
+        qdisc::ensure(device)?;
         let id = program.attach_with_options(
             device,
             place(pin.hook),
@@ -188,19 +183,6 @@ fn clsact(
     pins.remove(&path)?;
     program.pin(&path)?;
     Ok(())
-}
-
-fn exists(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.raw_os_error() == Some(libc::EEXIST)
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// Takes our program off a hook and removes its pin; fine if it is not there.

@@ -8,6 +8,7 @@ mod flows;
 mod links;
 pub mod memory;
 mod pins;
+mod qdisc;
 mod sys;
 mod tables;
 

@@ -1,27 +1,23 @@
 //! The few rtnetlink messages that the discovery needs: dumps of links and addresses, namespace numbers, and what changes.
 //!
-//! Read by hand and leniently: an attribute that a newer kernel adds or widens must not blind the agent, and a socket that
-//! hears all namespaces tells by a control message, which no netlink crate hands on, where a message comes from.
+//! A socket that hears all namespaces tells by a control message, which no netlink crate hands on, where a message comes from.
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 use nix::{
     cmsg_space,
     errno::Errno,
-    sys::{
-        socket::{
-            AddressFamily, ControlMessageOwned, MsgFlags, NetlinkAddr, SockFlag, SockProtocol,
-            SockType, bind, recvmsg, send, setsockopt, socket, sockopt,
-        },
-        time::{TimeVal, TimeValLike as _},
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, NetlinkAddr, SockProtocol, recvmsg, setsockopt, sockopt,
     },
 };
 
 use super::identity::Mac;
+use crate::netlink::{self, attribute, attributes, find, messages, text, word};
 
 /// The number by which one network namespace knows another.
 pub(super) type NamespaceId = i32;
@@ -67,7 +63,6 @@ pub(super) enum Event {
     Lost,
 }
 
-const HEADER: usize = size_of::<libc::nlmsghdr>();
 /// `struct ifinfomsg`
 const LINK_HEADER: usize = 16;
 /// `struct ifaddrmsg`
@@ -88,11 +83,7 @@ const RTNLGRP_IPV6_IFADDR: u32 = 9;
 const RTNLGRP_NSID: u32 = 28;
 
 /// A route netlink socket. It belongs to the namespace in which its thread was when it was opened.
-pub(super) struct Socket {
-    fd: OwnedFd,
-    sequence: u32,
-    buffer: Vec<u8>,
-}
+pub(super) struct Socket(netlink::Socket);
 
 impl Socket {
     /// A socket for questions.
@@ -113,7 +104,7 @@ impl Socket {
         // SAFETY: the descriptor is open, and the option's value is an int that outlives the call.
         let result = unsafe {
             libc::setsockopt(
-                socket.fd.as_raw_fd(),
+                socket.as_fd().as_raw_fd(),
                 libc::SOL_NETLINK,
                 libc::NETLINK_LISTEN_ALL_NSID,
                 (&raw const on).cast(),
@@ -122,27 +113,14 @@ impl Socket {
         };
         Errno::result(result)?;
         // Bursts: a node's worth of pods may start at once.
-        if setsockopt(&socket.fd, sockopt::RcvBufForce, &(4 << 20)).is_err() {
-            setsockopt(&socket.fd, sockopt::RcvBuf, &(4 << 20))?;
+        if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(4 << 20)).is_err() {
+            setsockopt(&socket.as_fd(), sockopt::RcvBuf, &(4 << 20))?;
         }
         Ok(socket)
     }
 
     fn bound(groups: u32) -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        // The kernel answers at once or not at all.
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
-        Ok(Self {
-            fd,
-            sequence: 0,
-            buffer: vec![0; 64 << 10],
-        })
+        netlink::Socket::open(SockProtocol::NetlinkRoute, groups).map(Self)
     }
 
     /// All interfaces of the socket's namespace.
@@ -154,7 +132,7 @@ impl Socket {
             &RTEXT_FILTER_SKIP_STATS.to_ne_bytes(),
         );
         let mut links = Vec::new();
-        self.ask(
+        self.0.ask(
             libc::RTM_GETLINK,
             libc::NLM_F_DUMP,
             &body,
@@ -170,7 +148,7 @@ impl Socket {
     /// All addresses of the socket's namespace, each with the index of its interface.
     pub fn addresses(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
         let mut addresses = Vec::new();
-        self.ask(
+        self.0.ask(
             libc::RTM_GETADDR,
             libc::NLM_F_DUMP,
             &[0; ADDRESS_HEADER],
@@ -188,61 +166,13 @@ impl Socket {
         let mut body = vec![0; NSID_HEADER];
         attribute(&mut body, NETNSA_FD, &namespace.as_raw_fd().to_ne_bytes());
         let mut id = None;
-        self.ask(RTM_GETNSID, 0, &body, |kind, message| {
+        self.0.ask(RTM_GETNSID, 0, &body, |kind, message| {
             if kind == RTM_NEWNSID {
-                let numbered =
-                    attributes(message, NSID_HEADER).find(|&(kind, _)| kind == NETNSA_NSID);
-                id = numbered
-                    .and_then(|(_, value)| word(value))
-                    .map(u32::cast_signed);
+                let number = find(message, NSID_HEADER, NETNSA_NSID);
+                id = number.and_then(word).map(u32::cast_signed);
             }
         })?;
         Ok(id.filter(|&id| id >= 0))
-    }
-
-    /// Sends a question and reads the whole answer.
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: libc::c_int,
-        body: &[u8],
-        mut each: impl FnMut(u16, &[u8]),
-    ) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let flags = (flags | libc::NLM_F_REQUEST) as u16;
-        let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(body);
-        send(self.fd.as_raw_fd(), &message, MsgFlags::empty())?;
-        let dump = flags & libc::NLM_F_DUMP as u16 == libc::NLM_F_DUMP as u16;
-        loop {
-            let length =
-                nix::sys::socket::recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?;
-            for (kind, sequence, message) in messages(&self.buffer[..length]) {
-                if sequence != self.sequence {
-                    continue;
-                }
-                if kind == libc::NLMSG_DONE as u16 {
-                    return Ok(());
-                }
-                if kind == libc::NLMSG_ERROR as u16 {
-                    let code = message.get(..4).and_then(word).map_or(0, u32::cast_signed);
-                    return if code == 0 {
-                        Ok(())
-                    } else {
-                        Err(io::Error::from_raw_os_error(-code))
-                    };
-                }
-                each(kind, message);
-                if !dump {
-                    return Ok(());
-                }
-            }
-        }
     }
 
     /// What happened since the last call; never waits.
@@ -263,14 +193,11 @@ impl Socket {
     }
 
     fn receive(&mut self) -> Result<Vec<Event>, Errno> {
+        let fd = self.0.as_fd().as_raw_fd();
         let mut control = cmsg_space!(libc::c_int);
-        let mut parts = [io::IoSliceMut::new(&mut self.buffer)];
-        let received = recvmsg::<NetlinkAddr>(
-            self.fd.as_raw_fd(),
-            &mut parts,
-            Some(&mut control),
-            MsgFlags::MSG_DONTWAIT,
-        )?;
+        let mut parts = [io::IoSliceMut::new(&mut self.0.buffer)];
+        let received =
+            recvmsg::<NetlinkAddr>(fd, &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
         let from = received.cmsgs()?.find_map(|c| match c {
             ControlMessageOwned::Unknown(c)
                 if c.cmsg_header.cmsg_level == libc::SOL_NETLINK
@@ -281,7 +208,7 @@ impl Socket {
             _ => None,
         });
         let length = received.bytes;
-        Ok(messages(&self.buffer[..length])
+        Ok(messages(&self.0.buffer[..length])
             .filter_map(|(kind, ..)| match kind {
                 libc::RTM_NEWLINK | libc::RTM_DELLINK => Some(Event::Link(from)),
                 libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Event::Address(from)),
@@ -294,48 +221,8 @@ impl Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.as_fd()
     }
-}
-
-fn word(bytes: &[u8]) -> Option<u32> {
-    bytes.try_into().ok().map(u32::from_ne_bytes)
-}
-
-const fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    body.extend(((4 + value.len()) as u16).to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(value);
-    body.resize(aligned(body.len()), 0);
-}
-
-/// Type, sequence number and content of each message.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = word(bytes.get(..4)?)? as usize;
-        let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
-        let sequence = word(bytes.get(8..12)?)?;
-        let message = bytes.get(HEADER..length)?;
-        bytes = bytes.get(aligned(length)..).unwrap_or_default();
-        Some((kind, sequence, message))
-    })
-}
-
-/// Type and value of each attribute behind a header of this length.
-pub(super) fn attributes(message: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut bytes = message.get(aligned(header)..).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(aligned(length)..).unwrap_or_default();
-        // The upper bits are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
-        Some((kind & 0x3fff, value))
-    })
 }
 
 fn link(message: &[u8]) -> Option<Link> {
@@ -372,16 +259,11 @@ fn link(message: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-fn text(value: &[u8]) -> String {
-    let text = value.strip_suffix(&[0]).unwrap_or(value);
-    String::from_utf8_lossy(text).into_owned()
-}
-
 fn address(message: &[u8]) -> Option<(IpAddr, u32)> {
     let index = word(message.get(4..8)?)?;
-    let find = |wanted| attributes(message, ADDRESS_HEADER).find(|&(kind, _)| kind == wanted);
+    let find = |wanted| find(message, ADDRESS_HEADER, wanted);
     // IFA_LOCAL is the interface's own address; on a point-to-point interface IFA_ADDRESS is the other end's.
-    let (_, value) = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
+    let value = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
     let address = match value.len() {
         4 => Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into(),
         16 => Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into(),
@@ -405,8 +287,6 @@ mod tests {
 
     #[test]
     fn a_cut_off_message_is_ignored() {
-        assert_eq!(messages(&[200, 0, 0, 0, 16, 0]).count(), 0);
-        assert_eq!(attributes(&[0; 9], 8).count(), 0);
         assert_eq!(link(&[0; 3]), None);
         assert_eq!(address(&[0; 8]), None);
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use netpol_common::TunnelKey;
 
-use super::rtnetlink::{Link, attributes};
+use super::rtnetlink::Link;
+use crate::netlink::attributes;
 
 const UDP: u16 = 17;
 const IPIP: u16 = 4;

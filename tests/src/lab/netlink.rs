@@ -350,6 +350,26 @@ impl Netlink {
             .map_err(|error| LabError::netlink(what, error))
     }
 
+    /// Gives an interface an `ingress` queueing discipline, which takes the place of clsact.
+    pub async fn ingress_qdisc(&self, index: u32) -> Result<(), LabError> {
+        let device = i32::try_from(index).unwrap_or(i32::MAX);
+        let request = self.handle.qdisc().add(device).ingress();
+        request
+            .execute()
+            .await
+            .map_err(|error| LabError::netlink(format!("add an ingress qdisc to {index}"), error))
+    }
+
+    /// Takes it away again.
+    pub async fn remove_ingress_qdisc(&self, index: u32) -> Result<(), LabError> {
+        let device = i32::try_from(index).unwrap_or(i32::MAX);
+        let mut request = self.handle.qdisc().del(device);
+        request.message_mut().header.parent = TcHandle::INGRESS;
+        request.execute().await.map_err(|error| {
+            LabError::netlink(format!("remove the ingress qdisc of {index}"), error)
+        })
+    }
+
     /// How many clsact filters an interface has at ingress and at egress.
     pub async fn filters(&self, index: u32) -> Result<[usize; 2], LabError> {
         let failed = |error| LabError::netlink(format!("list the filters of {index}"), error);

@@ -209,6 +209,38 @@ fn an_endpoint_knows_who_its_pod_is() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The older `ingress` qdisc has no egress; the kernel would put an egress filter at ingress without a word.
+#[test]
+fn a_device_that_cannot_be_hooked_is_told_and_nothing_else_waits_for_it() -> anyhow::Result<()> {
+    for hook in [Hook::Clsact, Hook::Tcx] {
+        let lab = world()?;
+        let odd = lab.node().configure(|netlink| async move {
+            let odd = netlink.bridge("odd0", [2, 0, 0, 0, 9, 6]).await?;
+            netlink.ingress_qdisc(odd).await?;
+            Ok(odd)
+        })?;
+        let mut agent = Agent::start(&lab, hook)?;
+        if hook == Hook::Clsact {
+            let said = Console::new(&lab)?.wait("3s")?;
+            ensure!(said.code == Some(1), "{said}");
+            let told = said.to_string();
+            for part in ["odd0", "`ingress`", "tc qdisc del dev odd0 ingress"] {
+                ensure!(told.contains(part), "no {part} in: {told}");
+            }
+            expect(&lab, "beside a device without programs", FRIENDS_ONLY)?;
+            ensure!(hooks::attached(&lab, odd)? == [hooks::Programs::NONE; 2]);
+            lab.node()
+                .configure(move |netlink| async move { netlink.remove_ingress_qdisc(odd).await })?;
+        }
+        // It is tried again; and TCX does not mind.
+        agent.wait()?;
+        expect(&lab, "with all its programs", FRIENDS_ONLY)?;
+        hooked(&lab, hook, &veths(&lab)?)?;
+        agent.stop()?;
+    }
+    Ok(())
+}
+
 /// Filters can be taken off only where their devices are.
 #[test]
 fn cleanup_elsewhere_does_not_say_that_filters_are_gone() -> anyhow::Result<()> {
