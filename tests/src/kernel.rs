@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRunOptions,
-    maps::{HashMap, Map, MapData},
+    maps::{HashMap, Map, MapData, MapError},
     programs::{SchedClassifier, TestRun as _},
 };
 use netpol_agent::dataplane::{self, Dataplane, HookChoice, Sizes};
@@ -42,6 +42,35 @@ impl Default for Context {
             came_in_by: LOOPBACK,
             mark: 0,
             control: [0; 2],
+        }
+    }
+}
+
+/// `struct __sk_buff` (include/uapi/linux/bpf.h): 192 bytes, of which a test may set few.
+type SkBuff = [u8; 192];
+
+impl Context {
+    /// Where each word stands in the structure.
+    const PLACES: [usize; 5] = [8, 36, 40, 48, 52];
+
+    fn encode(self) -> SkBuff {
+        let mut raw = [0; size_of::<SkBuff>()];
+        let [first, second] = self.control;
+        let words = [self.mark, self.came_in_by, self.device, first, second];
+        for (at, word) in Self::PLACES.into_iter().zip(words) {
+            raw[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        raw
+    }
+
+    fn decode(raw: &SkBuff) -> Self {
+        let [mark, came_in_by, device, first, second] = Self::PLACES
+            .map(|at| u32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]));
+        Self {
+            device,
+            came_in_by,
+            mark,
+            control: [first, second],
         }
     }
 }
@@ -161,12 +190,26 @@ impl Bench {
     ///
     /// If the object is empty (built without the eBPF tools) or the kernel refuses a program.
     pub fn load(&self, object: &[u8]) -> anyhow::Result<Programs> {
+        self.load_with(object, None)
+    }
+
+    /// As [`Bench::load`], for programs that use other bits of the mark. `None`: the object's own, also where it has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bench::load`].
+    pub fn load_with(&self, object: &[u8], mark: Option<MarkField>) -> anyhow::Result<Programs> {
         ensure!(
             !object.is_empty(),
             "built without the eBPF programs: run `cargo xtask setup`, then build again"
         );
         let directory = self.directory();
         let mut loader = EbpfLoader::new();
+        if let Some(field) = &mark {
+            loader
+                .override_global(map::MARK_MASK, &field.mask, true)
+                .override_global(map::MARK_SHIFT, &field.shift, true);
+        }
         for name in [
             map::ENDPOINTS,
             map::PEER_HOSTS,
@@ -221,6 +264,15 @@ impl Bench {
     ///
     /// If it cannot be opened.
     pub fn flows(&self, table: &str) -> anyhow::Result<HashMap<MapData, FlowKey, Flow>> {
+        self.table(table)
+    }
+
+    /// A handle of its own on a table, as the type of map that it is.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened.
+    pub fn table<T: TryFrom<Map, Error = MapError>>(&self, table: &str) -> anyhow::Result<T> {
         let map = Map::from_map_data(MapData::from_pin(self.pin(table))?)?;
         Ok(map.try_into()?)
     }
@@ -290,26 +342,54 @@ impl Programs {
         context: Context,
         repeat: u32,
     ) -> anyhow::Result<(u32, f64)> {
-        // struct __sk_buff (include/uapi/linux/bpf.h): 192 bytes, of which a test may set few.
-        let mut raw = [0u8; 192];
-        for (at, word) in [
-            (8, context.mark),
-            (36, context.came_in_by),
-            (40, context.device),
-            (48, context.control[0]),
-            (52, context.control[1]),
-        ] {
-            raw[at..at + 4].copy_from_slice(&word.to_ne_bytes());
-        }
         let result = self
             .program(name)?
             .test_run(TestRunOptions {
                 data_in: Some(bytes),
-                ctx_in: Some(&raw),
+                ctx_in: Some(&context.encode()),
                 repeat,
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("test run of {name}"))?;
         Ok((result.return_value, result.duration.as_nanos() as f64))
     }
+
+    /// Runs a program once and returns all that it has done to the packet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Programs::execute`].
+    pub fn observe(&mut self, name: &str, bytes: &[u8], context: Context) -> anyhow::Result<Ran> {
+        let before = context.encode();
+        let mut after = before;
+        // Longer than the packet: one that has grown is seen as well.
+        let mut packet = vec![0; bytes.len() + 64];
+        let result = self
+            .program(name)?
+            .test_run(TestRunOptions {
+                data_in: Some(bytes),
+                data_out: Some(&mut packet),
+                ctx_in: Some(&before),
+                ctx_out: Some(&mut after),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("test run of {name}"))?;
+        packet.truncate(result.data_size_out as usize);
+        Ok(Ran {
+            verdict: result.return_value,
+            bytes: packet,
+            context: Context::decode(&after),
+        })
+    }
+}
+
+/// What one run of a program has done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ran {
+    /// What it returned.
+    pub verdict: u32,
+    /// The packet as it is now.
+    pub bytes: Vec<u8>,
+    /// The rest of the packet as it is now.
+    pub context: Context,
 }

@@ -52,7 +52,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// All tables.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct MemoryTables {
     ports: BTreeMap<(PortKey, u32), ()>,
     rules: BTreeMap<RuleKey, PortSetId>,
@@ -61,6 +61,8 @@ pub struct MemoryTables {
     /// How many prefixes there are of each length.
     lengths: BTreeMap<u32, usize>,
     endpoints: BTreeMap<u32, Endpoint>,
+    slots: BTreeMap<u32, u32>,
+    mark_field: MarkField,
     flows: Mutex<HashMap<FlowKey, FlowCell>>,
     opening: Mutex<HashMap<FlowKey, FlowCell>>,
     fragments: Mutex<HashMap<FragmentKey, Fragment>>,
@@ -70,6 +72,30 @@ pub struct MemoryTables {
     events: Mutex<Vec<Event>>,
     epoch: AtomicU32,
     now: AtomicU32,
+}
+
+impl Default for MemoryTables {
+    fn default() -> Self {
+        Self {
+            ports: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            nets: BTreeMap::new(),
+            lengths: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            mark_field: MarkField::DEFAULT,
+            flows: Mutex::default(),
+            opening: Mutex::default(),
+            fragments: Mutex::default(),
+            tickets: Mutex::default(),
+            tunnels: BTreeSet::new(),
+            counts: Mutex::default(),
+            events: Mutex::default(),
+            epoch: AtomicU32::default(),
+            now: AtomicU32::default(),
+        }
+    }
 }
 
 impl Clone for MemoryTables {
@@ -89,6 +115,8 @@ impl Clone for MemoryTables {
             nets: self.nets.clone(),
             lengths: self.lengths.clone(),
             endpoints: self.endpoints.clone(),
+            slots: self.slots.clone(),
+            mark_field: self.mark_field,
             flows: copy(&self.flows),
             opening: copy(&self.opening),
             fragments: Mutex::new(lock(&self.fragments).clone()),
@@ -168,9 +196,24 @@ impl MemoryTables {
         ports.chain(rules).chain(hosts).chain(nets).collect()
     }
 
-    /// Sets the endpoint behind a host interface; `None` removes it.
+    /// Sets the endpoint behind a host interface; `None` removes it. Its slot leads to the interface, or to none.
     pub fn set_endpoint(&mut self, interface: u32, endpoint: Option<Endpoint>) {
+        match (endpoint, self.endpoints.get(&interface)) {
+            (Some(endpoint), _) => self.set_slot(endpoint.slot, Some(interface)),
+            (None, Some(gone)) => self.set_slot(gone.slot, None),
+            (None, None) => {}
+        }
         put(&mut self.endpoints, interface, endpoint);
+    }
+
+    /// Says to which host interface a slot leads, whatever endpoint is there.
+    pub fn set_slot(&mut self, slot: u32, interface: Option<u32>) {
+        put(&mut self.slots, slot, interface);
+    }
+
+    /// Says which bits of a mark are ours; [`MarkField::DEFAULT`] unless this is called.
+    pub const fn set_mark_field(&mut self, field: MarkField) {
+        self.mark_field = field;
     }
 
     /// Raises the epoch: every flow is judged again on its next packet.
@@ -195,11 +238,32 @@ impl MemoryTables {
         lock(&self.opening).retain(|key, _| !goes(key));
     }
 
-    /// Every flow, in the order of their keys.
+    /// Every flow whose opener has had an answer, in the order of their keys.
     pub fn flow_entries(&self) -> BTreeMap<FlowKey, Flow> {
-        let (flows, opening) = (lock(&self.flows), lock(&self.opening));
-        let all = opening.iter().chain(flows.iter());
-        all.map(|(key, flow)| (*key, flow.load())).collect()
+        entries(&self.flows)
+    }
+
+    /// Every other flow, in the order of their keys.
+    pub fn opening_entries(&self) -> BTreeMap<FlowKey, Flow> {
+        entries(&self.opening)
+    }
+
+    /// What first fragments have said, in the order of their keys.
+    pub fn fragment_entries(&self) -> BTreeMap<FragmentKey, Fragment> {
+        let fragments = lock(&self.fragments);
+        fragments
+            .iter()
+            .map(|(key, first)| (*key, *first))
+            .collect()
+    }
+
+    /// Every ticket that was issued, in the order of their numbers.
+    pub fn ticket_entries(&self) -> BTreeMap<u32, FlowKey> {
+        let tickets = lock(&self.tickets);
+        tickets
+            .iter()
+            .map(|(number, key)| (*number, *key))
+            .collect()
     }
 
     /// What becomes of a frame at the hook of a pod.
@@ -229,6 +293,14 @@ impl MemoryTables {
             .copied()
             .unwrap_or_default()
     }
+}
+
+fn entries(table: &Mutex<HashMap<FlowKey, FlowCell>>) -> BTreeMap<FlowKey, Flow> {
+    let flows = lock(table);
+    flows
+        .iter()
+        .map(|(key, flow)| (*key, flow.load()))
+        .collect()
 }
 
 fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -291,10 +363,7 @@ impl Tables for MemoryTables {
     }
 
     fn interface_of(&self, slot: u32) -> Option<u32> {
-        let mut endpoints = self.endpoints.iter();
-        endpoints
-            .find(|(_, endpoint)| endpoint.slot == slot)
-            .map(|(interface, _)| *interface)
+        self.slots.get(&slot).copied()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
@@ -318,7 +387,7 @@ impl Tables for MemoryTables {
     }
 
     fn mark_field(&self) -> MarkField {
-        MarkField::DEFAULT
+        self.mark_field
     }
 
     fn report<F: Frame>(&self, frame: &F, dropped: &Dropped<'_>) {
