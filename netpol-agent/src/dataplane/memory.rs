@@ -286,6 +286,12 @@ impl MemoryTables {
         std::mem::take(&mut *lock(&self.events))
     }
 
+    /// Everything that was counted, by slot, direction and reason.
+    pub fn count_entries(&self) -> BTreeMap<(u32, Direction, Reason), Tally> {
+        let counts = lock(&self.counts);
+        counts.iter().map(|(key, tally)| (*key, *tally)).collect()
+    }
+
     /// What was counted for a slot, a direction and a reason.
     pub fn counted(&self, slot: u32, direction: Direction, reason: Reason) -> Tally {
         lock(&self.counts)

@@ -7,11 +7,15 @@
 //! One input no test run can have: a VLAN tag that the device has taken off (`__sk_buff.vlan_present` must be 0 in
 //! net/bpf/test_run.c `convert___skb_to_skb`). `hostile_packets` sends such frames through real devices.
 
+mod bodies;
+mod counts;
 mod generate;
 mod homes;
+mod hooks;
 mod kernel_tables;
 mod met;
 mod outcome;
+mod ring;
 mod shot;
 mod story;
 mod wire;
@@ -73,6 +77,7 @@ fn play(homes: &mut Homes, story: &Story, met: &mut Met) -> Result<Vec<Reason>, 
             shots.push(shot);
         }
     }
+    homes.end()?;
     Ok(reasons)
 }
 

@@ -1,6 +1,6 @@
 //! The judge in its two homes, side by side: the same tables, the same packets, and what each packet leaves behind.
 
-use std::{cell::Cell, collections::BTreeMap, fs::File, os::fd::AsFd as _, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
 use netpol_agent::{
     dataplane::{
@@ -11,18 +11,17 @@ use netpol_agent::{
     object,
 };
 use netpol_common::{
-    Budget, Direction, Event, Flow, FlowKey, FlowRef as _, Fragment, Frame, MarkField, Parsed,
-    Reason, Scratch, TICK_SHIFT, Tables as _, Tally, Tick, host_egress, lost, map, parse,
+    Budget, Direction, Event, Flow, FlowKey, FlowRef as _, Fragment, MarkField, Parsed, Reason,
+    Scratch, TICK_SHIFT, Tables as _, Tick, host_egress, lost, parse,
 };
-use netpol_tests::{
-    kernel::{Bench, Context, DROP, PASS, Programs, Ran},
-    lab::Netlink,
-};
+use netpol_tests::kernel::{Bench, Context, DROP, PASS, Programs, Ran};
 
 use super::{
+    counts::{Counts, Ledger},
+    hooks::{Bare, came_in_by, device_of, make_devices, place},
     kernel_tables::KernelTables,
-    outcome::{Counts, Outcome},
-    shot::{Entry, Hook, Shot},
+    outcome::Outcome,
+    shot::{Hook, Shot},
     story::{Change, Planted, Story},
     world::{Pod, TUNNELS, edits, row},
 };
@@ -63,7 +62,7 @@ pub struct Homes {
     ahead: Tick,
     carried: u32,
     budgets: BTreeMap<(u32, Direction), Budget>,
-    counted: [Counts; 2],
+    ledger: Ledger,
     lost: [u64; lost::COUNT as usize],
     row_gone: bool,
 }
@@ -96,7 +95,7 @@ impl Homes {
             ahead: 0,
             carried: 0,
             budgets: BTreeMap::new(),
-            counted: Default::default(),
+            ledger: Ledger::default(),
             lost: [0; lost::COUNT as usize],
             row_gone: false,
         })
@@ -152,9 +151,21 @@ impl Homes {
         Ok(())
     }
 
+    /// Ends a story: nothing was counted where nobody has looked after each packet.
+    pub fn end(&mut self) -> Result<(), Failure> {
+        let elsewhere = self.ledger.elsewhere(&self.kernel)?;
+        if elsewhere.is_empty() {
+            Ok(())
+        } else {
+            Err(Failure::Disagree(format!(
+                "The kernel has counted, and the host has not: {elsewhere:?}\n"
+            )))
+        }
+    }
+
     /// What is counted from here on is the next packet's.
     fn count_anew(&mut self) -> Result<(), Failure> {
-        self.counted = [self.kernel_counts()?, self.host_counts()];
+        self.ledger = Ledger::open(&self.kernel, &self.host)?;
         self.lost = self.bench.dataplane.lost()?;
         Ok(())
     }
@@ -170,10 +181,11 @@ impl Homes {
                 self.host.set_endpoint(device, Some(endpoint));
             }
             Change::Gone(pod) => {
+                // The kernel's statistics of the slot go too.
+                self.end()?;
                 let device = device_of(*pod);
                 self.bench.dataplane.remove_endpoint(device)?;
                 self.host.set_endpoint(device, None);
-                // The kernel's statistics of the slot have gone too.
                 self.count_anew()?;
             }
             Change::Slot(slot, leads) => {
@@ -263,11 +275,7 @@ impl Homes {
         let bytes = shot.bytes();
         let (program, device, direction) = place(shot.hook);
         let mark = self.mark(shot);
-        let came_in_by = match shot.entry {
-            Entry::Node => 0,
-            Entry::Pod(pod) => device_of(pod),
-            Entry::Uplink => DEVICES[3],
-        };
+        let came_in_by = came_in_by(shot.entry);
         let context = Context {
             device,
             came_in_by,
@@ -297,8 +305,9 @@ impl Homes {
             None => host_egress(&Bare(&frame), &self.host, &mut Scratch::default()),
         };
 
-        let in_kernel = self.kernel_outcome(&ran, &bytes, now, (began, ended))?;
         let on_host = self.host_outcome(reason, &frame, now);
+        let counted = self.ledger.kernel(&self.kernel, &on_host.counted)?;
+        let in_kernel = self.kernel_outcome(&ran, &bytes, counted, (now, began, ended))?;
         if let Some(difference) = in_kernel.difference(&on_host) {
             return Err(Failure::Disagree(format!(
                 "The host says {reason}. What the homes differ in:\n{difference}"
@@ -314,11 +323,10 @@ impl Homes {
         &mut self,
         ran: &Ran,
         bytes: &[u8],
-        now: Tick,
-        (began, ended): (u64, u64),
+        counted: Counts,
+        (now, began, ended): (Tick, u64, u64),
     ) -> Result<Outcome, Failure> {
         let epoch = self.bench.dataplane.epoch();
-        let counts = self.kernel_counts()?;
         let lost = self.bench.dataplane.lost()?;
         let mut events = self.kernel.events();
         for event in &mut events {
@@ -348,7 +356,7 @@ impl Homes {
                 ran.context.control[0],
                 ran.context.control[1],
             ],
-            counted: since(&self.counted[0], &counts),
+            counted,
             events,
             lost: [0, 1].map(|how| lost[how] - self.lost[how]),
             budgets,
@@ -357,13 +365,12 @@ impl Homes {
             fragments: rested_fragments(self.kernel.fragments()?, now),
             tickets: self.kernel.tickets()?,
         };
-        (self.counted[0], self.lost) = (counts, lost);
+        self.lost = lost;
         Ok(outcome)
     }
 
     fn host_outcome(&mut self, reason: Reason, frame: &SliceFrame<'_>, tick: Tick) -> Outcome {
         let (epoch, now) = (self.host.epoch(), self.host.now());
-        let counts = self.host_counts();
         // The host has no budget: whether the kernel may still write a record is said here.
         let mut lost = [0; lost::COUNT as usize];
         let events: Vec<Event> = self.host.take_events();
@@ -375,12 +382,12 @@ impl Homes {
             may
         });
         let events = told.collect();
-        let outcome = Outcome {
+        Outcome {
             passes: reason.passes(),
             mark: frame.mark.get(),
             changed: None,
             context: [frame.interface, frame.came_in_by, CONTROL[0], CONTROL[1]],
-            counted: since(&self.counted[1], &counts),
+            counted: self.ledger.host(&self.host),
             events,
             lost,
             budgets: self.budgets.clone(),
@@ -388,52 +395,8 @@ impl Homes {
             opening: rested(self.host.opening_entries(), epoch, now),
             fragments: rested_fragments(self.host.fragment_entries(), now),
             tickets: self.host.ticket_entries(),
-        };
-        self.counted[1] = counts;
-        outcome
-    }
-
-    fn kernel_counts(&self) -> anyhow::Result<Counts> {
-        let mut counts = Counts::new();
-        for pod in Pod::ALL {
-            let statistics = self.bench.dataplane.statistics(pod.slot())?;
-            for direction in Direction::BOTH {
-                for reason in Reason::ALL {
-                    let tally = statistics[direction as usize][reason as usize];
-                    counts.insert((pod.slot(), direction, reason), tally);
-                }
-            }
         }
-        Ok(counts)
     }
-
-    fn host_counts(&self) -> Counts {
-        let mut counts = Counts::new();
-        for pod in Pod::ALL {
-            for direction in Direction::BOTH {
-                for reason in Reason::ALL {
-                    let tally = self.host.counted(pod.slot(), direction, reason);
-                    counts.insert((pod.slot(), direction, reason), tally);
-                }
-            }
-        }
-        counts
-    }
-}
-
-/// What was counted since `before`.
-fn since(before: &Counts, now: &Counts) -> Counts {
-    let grown = now.iter().map(|(key, tally)| {
-        let before = before.get(key).copied().unwrap_or_default();
-        let grown = Tally {
-            packets: tally.packets - before.packets,
-            bytes: tally.bytes - before.bytes,
-        };
-        (*key, grown)
-    });
-    grown
-        .filter(|(_, grown)| *grown != Tally::default())
-        .collect()
 }
 
 /// Flows with the number of changes since they were allowed, and of ticks since they were seen.
@@ -470,99 +433,5 @@ fn steady() -> Tick {
             return (time >> TICK_SHIFT) as Tick;
         }
         std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The indexes of the devices: of the pods, in their order, and of the uplink.
-const DEVICES: [u32; 4] = [50, 51, 52, 53];
-
-const fn device_of(pod: Pod) -> u32 {
-    DEVICES[pod as usize]
-}
-
-/// The program of a hook, its device, and the direction in which it judges.
-const fn place(hook: Hook) -> (&'static str, u32, Option<Direction>) {
-    let uplink = DEVICES[3];
-    match hook {
-        Hook::Sends(pod) => (map::POD_EGRESS, device_of(pod), Some(Direction::Egress)),
-        Hook::Hears(pod) => (map::POD_INGRESS, device_of(pod), Some(Direction::Ingress)),
-        Hook::Leaves => (map::HOST_EGRESS, uplink, None),
-        Hook::LeavesBare => (map::BARE_EGRESS, uplink, None),
-    }
-}
-
-/// Makes the devices in this thread's namespace.
-fn make_devices() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let here = File::open("/proc/thread-self/ns/net")?;
-    let names = ["pod-a", "pod-b", "pod-c", "uplink"];
-    for (index, name) in DEVICES.into_iter().zip(names) {
-        let peer = format!("{name}-peer");
-        let veth = async {
-            Netlink::open()?
-                .veth((name, index), &peer, here.as_fd())
-                .await
-        };
-        runtime.block_on(veth)?;
-    }
-    Ok(())
-}
-
-/// A packet that begins with its IP header, as the programs see it on a device that has no other.
-struct Bare<'a, 'b>(&'a SliceFrame<'b>);
-
-impl Bare<'_, '_> {
-    const LACKS: usize = 14;
-
-    /// What `eth_type_trans` makes of a test packet (net/ethernet/eth.c).
-    fn ether_type(&self) -> [u8; 2] {
-        const ETH_P_802_3: u16 = 0x0001;
-        const ETH_P_802_2: u16 = 0x0004;
-        let bytes = self.0.bytes;
-        match (bytes.get(12..14), bytes.get(14..16)) {
-            (Some(&[high, low]), _) if high >= 0x06 => [high, low],
-            (_, Some([0xff, 0xff])) => ETH_P_802_3.to_be_bytes(),
-            _ => ETH_P_802_2.to_be_bytes(),
-        }
-    }
-}
-
-impl Frame for Bare<'_, '_> {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.0.load(offset.checked_sub(Self::LACKS)?)
-    }
-
-    fn start(&self) -> Option<[u8; 34]> {
-        let ip = self.load::<20>(Self::LACKS)?;
-        let mut start = [0; 34];
-        start[12..14].copy_from_slice(&self.ether_type());
-        start[14..].copy_from_slice(&ip);
-        Some(start)
-    }
-
-    fn len(&self) -> u32 {
-        self.0.len() + Self::LACKS as u32
-    }
-
-    fn interface(&self) -> u32 {
-        self.0.interface()
-    }
-
-    fn came_in_by(&self) -> u32 {
-        self.0.came_in_by()
-    }
-
-    fn tagged(&self) -> bool {
-        self.0.tagged()
-    }
-
-    fn mark(&self) -> u32 {
-        self.0.mark()
-    }
-
-    fn set_mark(&self, mark: u32) {
-        self.0.set_mark(mark);
     }
 }

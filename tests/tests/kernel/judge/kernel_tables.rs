@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
 use netpol_agent::dataplane::Events;
 use netpol_common::{
-    Address, Budget, Direction, Event, Flow, FlowKey, Fragment, FragmentKey, Tick, map, size,
+    Address, Budget, Direction, Event, Flow, FlowKey, Fragment, FragmentKey, Reason, Tally, Tick,
+    map, size,
 };
 use netpol_tests::kernel::Bench;
 
@@ -26,6 +27,7 @@ pub struct KernelTables {
     fragments: HashMap<MapData, FragmentKey, Fragment>,
     tickets: PerCpuArray<MapData, FlowKey>,
     budgets: PerCpuArray<MapData, Budget>,
+    statistics: PerCpuArray<MapData, Tally>,
     slots: Array<MapData, u32>,
     events: Events,
     cpu: usize,
@@ -45,6 +47,7 @@ impl KernelTables {
             fragments: bench.table(map::FRAGMENTS)?,
             tickets: bench.table(map::TICKETS)?,
             budgets: bench.table(map::BUDGETS)?,
+            statistics: bench.table(map::STATS)?,
             slots: bench.table(map::SLOTS)?,
             events: bench.dataplane.events()?,
             cpu,
@@ -92,6 +95,14 @@ impl KernelTables {
     /// All records that there are.
     pub fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.read()).collect()
+    }
+
+    pub fn tally(
+        &self,
+        (slot, direction, reason): (u32, Direction, Reason),
+    ) -> anyhow::Result<Tally> {
+        let index = Tally::index(slot, direction, reason);
+        Ok(self.statistics.get(&index, 0)?[self.cpu])
     }
 
     pub fn budget(&self, slot: u32, direction: Direction) -> anyhow::Result<Budget> {

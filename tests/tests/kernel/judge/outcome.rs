@@ -5,12 +5,32 @@ use std::{
     fmt::{Debug, Write as _},
 };
 
-use netpol_common::{
-    Budget, Direction, Event, Flow, FlowKey, Fragment, FragmentKey, Reason, Tally, lost,
-};
+use netpol_common::{Budget, Direction, Event, Flow, FlowKey, Fragment, FragmentKey, lost};
 
-/// How many bytes and packets each slot, direction and reason has.
-pub type Counts = BTreeMap<(u32, Direction, Reason), Tally>;
+use super::counts::Counts;
+
+/// A key as a reader wants it.
+fn flow_key(key: &FlowKey) -> String {
+    format!(
+        "interface {}, port {}, remote {} port {}, protocol {:#x}",
+        key.interface, key.local_port, key.remote, key.remote_port, key.protocol
+    )
+}
+
+fn flow(flow: &Flow) -> String {
+    let Flow {
+        epoch,
+        origin,
+        phase,
+        flags,
+        seen,
+        ..
+    } = flow;
+    format!(
+        "allowed {epoch} changes ago, origin {origin}, phase {phase}, flags {flags:#x}, seen {seen} ticks ago, backend {} port {}",
+        flow.backend, flow.backend_port
+    )
+}
 
 /// What one packet leaves behind. Epochs and times are told as "so many changes ago" and "so many ticks ago": the two homes
 /// need not count from the same beginning.
@@ -49,12 +69,28 @@ impl Outcome {
         one(&mut told, "events", &self.events, &host.events);
         one(&mut told, "lost", &self.lost, &host.lost);
         table(&mut told, "BUDGETS", &self.budgets, &host.budgets);
-        table(&mut told, "FLOWS", &self.flows, &host.flows);
-        table(&mut told, "OPENING", &self.opening, &host.opening);
+        for (what, kernel, host) in [
+            ("FLOWS", &self.flows, &host.flows),
+            ("OPENING", &self.opening, &host.opening),
+        ] {
+            table(&mut told, what, &readable(kernel), &readable(host));
+        }
         table(&mut told, "FRAGMENTS", &self.fragments, &host.fragments);
-        table(&mut told, "TICKETS", &self.tickets, &host.tickets);
+        let keys = |tickets: &BTreeMap<u32, FlowKey>| {
+            let keys = tickets.iter();
+            keys.map(|(number, key)| (*number, flow_key(key))).collect()
+        };
+        let (kernel, host): (BTreeMap<u32, String>, _) = (keys(&self.tickets), keys(&host.tickets));
+        table(&mut told, "TICKETS", &kernel, &host);
         Some(told)
     }
+}
+
+fn readable(flows: &BTreeMap<FlowKey, Flow>) -> BTreeMap<String, String> {
+    let flows = flows.iter();
+    flows
+        .map(|(key, value)| (flow_key(key), flow(value)))
+        .collect()
 }
 
 #[derive(PartialEq)]
