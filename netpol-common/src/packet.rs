@@ -79,6 +79,11 @@ pub trait Frame {
     fn start(&self) -> Option<[u8; 34]> {
         self.load::<34>(0)
     }
+    /// The EtherType in host byte order, 0 if the frame is too short for one.
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        self.load::<2>(12).map_or(0, u16::from_be_bytes)
+    }
     /// Length in bytes, Ethernet header included (`__sk_buff.len`).
     fn len(&self) -> u32;
     /// The device of the hook (`__sk_buff.ifindex`).
@@ -397,10 +402,7 @@ impl Dropped<'_> {
         event.device = frame.interface();
         event.direction = self.direction as u8;
         event.reason = self.reason as u8;
-        event.ether_type = match frame.load::<2>(12) {
-            Some(ether_type) => u16::from_be_bytes(ether_type),
-            None => 0,
-        };
+        event.ether_type = frame.ether_type();
         event.pad = 0;
         event.source = Address::NONE;
         event.destination = Address::NONE;

@@ -44,6 +44,14 @@ impl Skb {
     fn raw(&self) -> *mut __sk_buff {
         self.context.as_ptr().cast()
     }
+
+    /// What the kernel takes for the EtherType, in network byte order.
+    #[inline(always)]
+    fn protocol(&self) -> [u8; 2] {
+        // SAFETY: the verifier allows reads of this context field.
+        let [first, second, ..] = unsafe { (*self.raw()).protocol }.to_ne_bytes();
+        [first, second]
+    }
 }
 
 /// Bytes that can be moved in words.
@@ -74,12 +82,17 @@ impl Frame for Skb {
         }
         let ip = self.load::<20>(ETHERNET as usize)?;
         let mut start = [0; 34];
-        // SAFETY: the verifier allows reads of this context field.
-        let [first, second, ..] = unsafe { (*self.raw()).protocol }.to_ne_bytes();
-        start[12] = first;
-        start[13] = second;
+        [start[12], start[13]] = self.protocol();
         start[14..].copy_from_slice(&ip);
         Some(start)
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        if self.lacks == 0 {
+            return self.load::<2>(12).map_or(0, u16::from_be_bytes);
+        }
+        u16::from_be_bytes(self.protocol())
     }
 
     #[inline(always)]

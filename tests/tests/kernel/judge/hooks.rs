@@ -90,6 +90,10 @@ impl Frame for Bare<'_, '_> {
         Some(start)
     }
 
+    fn ether_type(&self) -> u16 {
+        u16::from_be_bytes(self.protocol())
+    }
+
     fn len(&self) -> u32 {
         self.0.len() + Self::LACKS as u32
     }
