@@ -41,12 +41,12 @@ use self::{
 pub use self::{
     control::{Request, Response, SOCKET},
     status::{
-        DevicesStatus, DropStatus, InterfaceStatus, IsolationStatus, PacketStatus, PendingStatus,
-        PodStatus, PolicyStatus, ProblemStatus, SourceStatus, Status, TableStatus,
+        AwayStatus, DevicesStatus, DropStatus, InterfaceStatus, IsolationStatus, PacketStatus,
+        PendingStatus, PodStatus, PolicyStatus, ProblemStatus, SourceStatus, Status, TableStatus,
     },
 };
 use crate::{
-    cluster::{Problem, Source, Update},
+    cluster::{Away, Problem, Source, Update},
     dataplane::{self, Dataplane},
     node::Discovery,
     policy::object::ObjectKey,
@@ -153,9 +153,47 @@ async fn follow(mut tracer: dataplane::Tracer) {
 struct Origin {
     description: String,
     revision: String,
-    problems: Vec<Problem>,
+    problems: Arc<[Problem]>,
     complete: bool,
     covers: u64,
+    away: Option<Arc<Away>>,
+}
+
+impl Origin {
+    /// Takes in the state of the source. Tells what is new about it.
+    fn take(&mut self, update: &Update) {
+        if !Arc::ptr_eq(&self.problems, &update.problems) {
+            let (old, new): (BTreeSet<_>, BTreeSet<_>) = (
+                self.problems.iter().collect(),
+                update.problems.iter().collect(),
+            );
+            for problem in new.difference(&old) {
+                tracing::warn!("{problem}");
+            }
+            for problem in old.difference(&new) {
+                tracing::info!("no longer: {problem}");
+            }
+            self.problems = Arc::clone(&update.problems);
+        }
+        match (&self.away, &update.away) {
+            (None, Some(away)) => tracing::warn!(
+                source = self.description,
+                reason = away.reason,
+                "the source cannot be reached; what is enforced stays in force, this is tried again"
+            ),
+            (Some(away), None) => tracing::info!(
+                source = self.description,
+                seconds = away.since.elapsed().unwrap_or_default().as_secs(),
+                "the source is reached again"
+            ),
+            (Some(_), Some(away)) => tracing::debug!(reason = away.reason, "still away"),
+            (None, None) => {}
+        }
+        self.away.clone_from(&update.away);
+        self.revision.clone_from(&update.revision);
+        self.complete = update.complete;
+        self.covers = update.covers;
+    }
 }
 
 /// A client that waits until everything is enforced.
@@ -265,25 +303,12 @@ impl<S: Source> Agent<S> {
             self.source = None;
             return;
         };
-        for problem in &update.problems {
-            if !self.origin.problems.contains(problem) {
-                tracing::warn!("{problem}");
-            }
-        }
-        for problem in &self.origin.problems {
-            if !update.problems.contains(problem) {
-                tracing::info!("no longer: {problem}");
-            }
-        }
         tracing::debug!(
             revision = update.revision,
             changes = update.changes.len(),
             "objects changed"
         );
-        self.origin.revision = update.revision;
-        self.origin.problems = update.problems;
-        self.origin.complete = update.complete;
-        self.origin.covers = update.covers;
+        self.origin.take(&update);
         if self.enforcer.apply(update.changes) || self.wanted == 0 {
             self.wanted = self.discovery.want(self.enforcer.wanted());
             self.enforcer.expect(self.wanted);
@@ -327,6 +352,7 @@ impl<S: Source> Agent<S> {
                         .iter()
                         .map(ProblemStatus::from)
                         .collect(),
+                    away: self.origin.away.as_deref().map(AwayStatus::from),
                 };
                 let drops = self.drops.status(&self.enforcer);
                 let status = status::of(&self.enforcer, &self.node, source, drops);
@@ -377,7 +403,15 @@ impl<S: Source> Agent<S> {
                 self.origin.description
             ));
         } else if self.origin.covers < ticket {
-            missing.push(format!("{} are still being read", self.origin.description));
+            missing.push(match &self.origin.away {
+                Some(away) => format!(
+                    "{}: cannot be reached since {} s: {}",
+                    self.origin.description,
+                    away.since.elapsed().unwrap_or_default().as_secs(),
+                    away.reason
+                ),
+                None => format!("{}: not read to the end yet", self.origin.description),
+            });
         }
         missing.extend(
             self.origin

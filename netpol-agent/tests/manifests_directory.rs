@@ -117,7 +117,7 @@ impl World {
                 ObjectChange::NodeAddresses(_) => panic!("a source knows nothing of the node"),
             }
         }
-        self.problems.clone_from(&update.problems);
+        self.problems = update.problems.to_vec();
         self.revision.clone_from(&update.revision);
         self.covers = update.covers;
         update

@@ -36,7 +36,7 @@ async fn start(manifests: &Path, home: &Path) -> (BTreeMap<String, String>, Vec<
             }
         }
         if update.covers >= 1 {
-            return (policies, update.problems);
+            return (policies, update.problems.to_vec());
         }
     }
 }

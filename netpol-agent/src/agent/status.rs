@@ -1,6 +1,9 @@
 //! What `status` tells. The JSON form is stable: fields are added, never renamed.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use netpol_common::{Direction, Isolation, Reason};
 use serde::{Deserialize, Serialize};
@@ -10,7 +13,7 @@ use super::{
     kernel::Kernel,
 };
 use crate::{
-    cluster::Problem,
+    cluster::{Away, Problem},
     node::{DeviceKind, Place},
     policy::object::ObjectKey,
 };
@@ -71,6 +74,32 @@ pub struct SourceStatus {
     pub complete: bool,
     /// Files and objects that cannot be used as they are.
     pub problems: Vec<ProblemStatus>,
+    /// Set while the source cannot be reached. What it said before stays in force.
+    #[serde(default)]
+    pub away: Option<AwayStatus>,
+}
+
+/// A source that cannot be reached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AwayStatus {
+    /// Since when, in seconds of the Unix epoch.
+    pub since: u64,
+    /// Why.
+    pub reason: String,
+}
+
+impl From<&Away> for AwayStatus {
+    fn from(away: &Away) -> Self {
+        Self {
+            since: seconds(away.since),
+            reason: away.reason.clone(),
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// A file or an object that cannot be used as it is.
@@ -80,7 +109,7 @@ pub struct ProblemStatus {
     /// `unreadable` (a file), `refused` (an object) or `duplicate` (an object defined more than once; only a warning).
     #[serde(rename = "type")]
     pub class: String,
-    /// The file.
+    /// The file; empty when the object comes from none.
     pub path: String,
     /// The line, when it is known.
     pub line: Option<u64>,
@@ -246,7 +275,9 @@ impl From<&Problem> for ProblemStatus {
                 kept,
             } => Self {
                 class: "refused".into(),
-                path: path.display().to_string(),
+                path: path
+                    .as_ref()
+                    .map_or_else(String::new, |path| path.display().to_string()),
                 line: None,
                 kind: Some(kind.clone()),
                 object: Some(object.to_string()),
@@ -362,11 +393,7 @@ pub(super) fn of<K: Kernel>(
         pending: PendingStatus {
             edits: enforcer.pending(),
             error: enforcer.failure.as_ref().map(|f| f.error.clone()),
-            since: enforcer.failure.as_ref().map(|f| {
-                f.since
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .map_or(0, |d| d.as_secs())
-            }),
+            since: enforcer.failure.as_ref().map(|f| seconds(f.since)),
         },
         trouble: if enforcer.programmed() && !enforcer.kernel.pinned() {
             Some(GONE.to_owned())

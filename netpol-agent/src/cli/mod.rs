@@ -37,9 +37,9 @@ enum Command {
     /// Programs and tables are pinned: enforcement goes on after the agent has ended, and the next one takes it over.
     /// `netpol-agent cleanup` ends it.
     Run(RunArgs),
-    /// Wait until everything that is in the manifests now is enforced
+    /// Wait until everything that is in the manifests or on the API server now is enforced
     ///
-    /// Ends with 0 as soon as the running agent has read the manifests again, has looked for the interfaces of all local
+    /// Ends with 0 as soon as the running agent has all of that, has looked for the interfaces of all local
     /// pods, and enforces every object on every local pod that has an interface. Ends with 1 after the timeout, and says
     /// what is missing. An agent that is not there yet is waited for.
     Wait(WaitArgs),
@@ -90,8 +90,22 @@ struct RunArgs {
     /// other kinds are ignored. The directory may be empty. It is watched: write a file in place or rename one over it,
     /// delete a file to delete its objects. A file or object that cannot be used keeps its last good version in force, and
     /// `netpol-agent status` shows it.
+    ///
+    /// Without this the agent reads the API server of the cluster.
     #[arg(long, env = "NETPOL_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    manifests: Option<PathBuf>,
+    /// Read the API server that the current context of this kubeconfig names
+    ///
+    /// Without this, and without --manifests, the agent uses the files that KUBECONFIG names or, where it is not set, the
+    /// service account of the pod in which it runs. It has to be allowed to list and watch namespaces, pods, services and
+    /// networkpolicies.networking.k8s.io.
+    #[arg(
+        long,
+        env = "NETPOL_KUBECONFIG",
+        value_name = "FILE",
+        conflicts_with = "manifests"
+    )]
+    kubeconfig: Option<PathBuf>,
     /// Name of this node: pods whose spec.nodeName is NODE are enforced
     #[arg(long, env = "NODE_NAME", value_name = "NODE", value_parser = NonEmptyStringValueParser::new())]
     node_name: String,
@@ -325,6 +339,26 @@ mod tests {
             let told = mark_mask(text).expect_err("is refused");
             assert!(told.contains(why), "{text}: {told}");
         }
+    }
+
+    #[test]
+    fn sources() {
+        let source = |more: &[&str]| {
+            let args = ["netpol-agent", "run", "--node-name", "n"];
+            match Cli::try_parse_from(args.iter().chain(more)).map(|cli| cli.command) {
+                Ok(Command::Run(run)) => Ok((run.manifests, run.kubeconfig)),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        assert_eq!(source(&[]), Ok((None, None)));
+        assert_eq!(source(&["--manifests", "m"]), Ok((Some("m".into()), None)));
+        assert_eq!(source(&["--kubeconfig", "k"]), Ok((None, Some("k".into()))));
+        let both = source(&["--manifests", "m", "--kubeconfig", "k"]).expect_err("one of both");
+        assert!(
+            both.contains("--manifests") && both.contains("--kubeconfig"),
+            "{both}"
+        );
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, bail};
+use futures::future::Either;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{LogFormat, RunArgs, lock, mounts, preflight};
 use crate::{
     agent,
-    cluster::Directory,
+    cluster::{Access, Api, Directory, Source as _, Timing},
     dataplane::{self, Dataplane, Sizes},
 };
 
@@ -29,7 +30,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if matches!(lock, Some(lock::Pins::Taken)) {
         bail!(taken());
     }
-    let source = Directory::open(&args.manifests, Some(&args.run_dir.run_dir))?;
+    let source = match &args.manifests {
+        Some(manifests) => Either::Left(Directory::open(manifests, Some(&args.run_dir.run_dir))?),
+        None => {
+            let access = args.kubeconfig.clone().map(Access::Kubeconfig);
+            let access = access.unwrap_or_else(Access::infer);
+            Either::Right(Api::open(access, Timing::default())?)
+        }
+    };
     let dataplane = Dataplane::open(&dataplane::Options {
         pins: pins.clone(),
         hook: args.hook.into(),
@@ -46,7 +54,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = args.node_name,
-        manifests = %args.manifests.display(),
+        source = source.describe(),
         hook = %dataplane.hook(),
         "netpol-agent starts"
     );

@@ -51,6 +51,17 @@ fn head(out: &mut String, status: &Status) {
             status.source.description, status.source.revision
         ),
     );
+    if let Some(away) = &status.source.away {
+        line(
+            out,
+            "away",
+            format_args!(
+                "the source cannot be reached since {}: {}; what is enforced stays in force",
+                ago(away.since),
+                away.reason
+            ),
+        );
+    }
     line(
         out,
         "hook",

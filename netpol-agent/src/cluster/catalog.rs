@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    Kind, Problem,
-    document::{Definition, Object, ObjectId, Refusal, Unusable},
+    Problem,
+    document::{Definition, Unusable},
+    object::{Object, ObjectId, Refusal},
 };
 use crate::policy::ObjectChange;
 
@@ -139,7 +140,7 @@ impl Catalog {
         for id in touched {
             let Some(versions) = self.definitions.get(id) else {
                 if self.in_force.remove(id).is_some() {
-                    changes.push(gone(id));
+                    changes.push(id.gone());
                 }
                 continue;
             };
@@ -164,7 +165,7 @@ impl Catalog {
             };
             if self.in_force.get(id) != Some(object) {
                 self.in_force.insert(id.clone(), Arc::clone(object));
-                changes.push(set(object));
+                changes.push(Object::clone(object).into());
             }
         }
         changes
@@ -174,7 +175,7 @@ impl Catalog {
     pub fn problems(&self, directory: &Path) -> Vec<Problem> {
         let mut problems = Vec::new();
         let refused = |file: &str, refusal: &Refusal, kept| Problem::Refused {
-            path: directory.join(file),
+            path: Some(directory.join(file)),
             kind: refusal.kind.clone(),
             object: refusal.object.clone(),
             field: refusal.field.clone(),
@@ -233,23 +234,5 @@ impl Catalog {
             (name, file.hash).hash(&mut hasher);
         }
         format!("{:016x}", hasher.finish())
-    }
-}
-
-fn set(object: &Object) -> ObjectChange {
-    match object {
-        Object::Namespace(namespace) => ObjectChange::Namespace(namespace.clone()),
-        Object::Pod(pod) => ObjectChange::Pod(pod.clone()),
-        Object::Policy(policy) => ObjectChange::Policy(policy.clone()),
-        Object::Service(service) => ObjectChange::Service(service.clone()),
-    }
-}
-
-fn gone(id: &ObjectId) -> ObjectChange {
-    match id.kind {
-        Kind::Namespace => ObjectChange::NamespaceGone(id.key.name.clone()),
-        Kind::Pod => ObjectChange::PodGone(id.key.clone()),
-        Kind::NetworkPolicy => ObjectChange::PolicyGone(id.key.clone()),
-        Kind::Service => ObjectChange::ServiceGone(id.key.clone()),
     }
 }

@@ -14,8 +14,9 @@ use tokio::sync::mpsc;
 use super::{
     Problem, Source, Update,
     catalog::{self, Catalog},
-    document::{self, Definition, Notation, ObjectId, Unusable},
+    document::{self, Definition, Notation, Unusable},
     memory::Memory,
+    object::ObjectId,
     watch::{Happenings, Watch, notation},
 };
 use crate::policy::ObjectChange;
@@ -178,9 +179,10 @@ impl Reader {
             let update = Update {
                 changes,
                 revision: self.catalog.revision(),
-                problems: self.problems(),
+                problems: self.problems().into(),
                 complete: self.complete,
                 covers,
+                away: None,
             };
             if self.updates.blocking_send(update).is_err() {
                 return;

@@ -1,42 +1,13 @@
 //! From the text of a manifest file to trimmed objects.
 
-use k8s_openapi::api::{
-    core::v1::{Namespace, Pod, Service},
-    networking::v1::NetworkPolicy,
-};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Kind, json::Unique};
-use crate::policy::{
-    convert,
-    object::{self, ObjectKey},
+use super::{
+    Kind,
+    json::Unique,
+    object::{self, Object, ObjectId, Refusal, Unknown},
 };
-
-/// Kind and key.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) struct ObjectId {
-    pub kind: Kind,
-    pub key: ObjectKey,
-}
-
-/// A trimmed object.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Object {
-    Namespace(object::Namespace),
-    Pod(object::Pod),
-    Policy(object::Policy),
-    Service(object::Service),
-}
-
-/// Why one object of a file cannot be used.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Refusal {
-    pub kind: String,
-    pub object: ObjectKey,
-    pub field: String,
-    pub reason: String,
-}
+use crate::policy::object::ObjectKey;
 
 /// One object of a file, good or not. `id` is missing when the object does not even tell what it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -208,20 +179,7 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
         }
         return Some(definition);
     };
-    let outcome = match known {
-        Kind::Namespace => trim(value, kind, &key, |n: Namespace| {
-            convert::namespace(&n).map(Object::Namespace)
-        }),
-        Kind::Pod => trim(value, kind, &key, |p: Pod| {
-            convert::pod(&p).map(Object::Pod)
-        }),
-        Kind::NetworkPolicy => trim(value, kind, &key, |p: NetworkPolicy| {
-            convert::policy(&p).map(Object::Policy)
-        }),
-        Kind::Service => trim(value, kind, &key, |s: Service| {
-            convert::service(&s).map(Object::Service)
-        }),
-    };
+    let outcome = object::trim(known, &key, value, Unknown::Judge);
     Some(Definition {
         id: Some(ObjectId { kind: known, key }),
         outcome,
@@ -234,7 +192,7 @@ fn foreign(kind: &str, version: &str, place: &str) -> Option<Definition> {
         ("Namespace", "v1"),
         ("Pod", "v1"),
         ("Service", "v1"),
-        (POLICY, "networking.k8s.io/v1"),
+        ("NetworkPolicy", "networking.k8s.io/v1"),
     ]
     .into_iter()
     .find(|(known, group)| *group == version && known.eq_ignore_ascii_case(kind))?;
@@ -270,71 +228,6 @@ fn key(kind: Kind, value: &mut Value) -> Option<ObjectKey> {
     }
     Some(ObjectKey::new(namespace, name))
 }
-
-fn trim<T: DeserializeOwned>(
-    value: Value,
-    kind: &str,
-    key: &ObjectKey,
-    convert: impl FnOnce(T) -> Result<Object, convert::Refusal>,
-) -> Result<Object, Refusal> {
-    let refuse = |field: String, reason: String| Refusal {
-        kind: kind.to_owned(),
-        object: key.clone(),
-        field,
-        reason,
-    };
-    let mut unknown: Option<String> = None;
-    let mut track = serde_path_to_error::Track::new();
-    let typed: Result<T, _> = serde_ignored::deserialize(
-        serde_path_to_error::Deserializer::new(value, &mut track),
-        |path| {
-            if unknown.is_none() {
-                unknown = Some(field_path(&path.to_string())).filter(|f| is_mistake(kind, f));
-            }
-        },
-    );
-    let typed = typed.map_err(|e| refuse(track.path().to_string(), e.to_string()))?;
-    if let Some(field) = unknown {
-        return Err(refuse(
-            field,
-            "there is no such field: correct its name or its place".into(),
-        ));
-    }
-    convert(typed).map_err(|refusal| refuse(refusal.field, refusal.reason))
-}
-
-/// Whether an unknown field is refused, as the API server does it (`kubectl --validate=strict`, its default).
-///
-/// A misspelt `podSelector`, or `spec` itself, would select every pod; misspelt `labels` of a pod would free it of its
-/// policies, and a misspelt `namespace` makes it somebody else's. What lies deeper may be of another version of
-/// Kubernetes: pods have many fields that are nothing to us, and policies once had a `status`.
-fn is_mistake(kind: &str, field: &str) -> bool {
-    match field.split_once(['.', '[']) {
-        Some(("spec", _)) => kind == POLICY,
-        Some(("metadata", child)) => !child.contains(['.', '[']),
-        Some(_) => false,
-        None => field != "status",
-    }
-}
-
-/// `spec.?.ingress.?.0.form` as `spec.ingress[0].form`.
-fn field_path(path: &str) -> String {
-    let mut written = String::new();
-    for part in path.split('.').filter(|part| *part != "?") {
-        if part.parse::<usize>().is_ok() {
-            written.push_str(&format!("[{part}]"));
-        } else {
-            if !written.is_empty() {
-                written.push('.');
-            }
-            written.push_str(part);
-        }
-    }
-    written
-}
-
-/// The kind whose `spec` may have no unknown fields.
-const POLICY: &str = "NetworkPolicy";
 
 #[cfg(test)]
 mod tests;

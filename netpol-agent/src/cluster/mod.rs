@@ -1,21 +1,28 @@
 //! Where objects come from.
 //!
 //! A [`Source`] gives a stream of [`Update`]s: what changed, and what it could not use. [`Directory`] reads manifests from
-//! a directory; a live API server is another source behind the same trait.
+//! a directory, [`Api`] lists and watches a live API server.
 
+mod api;
 mod catalog;
 mod directory;
 mod document;
 mod json;
 mod memory;
+mod object;
 mod watch;
 
-use std::{fmt, future::Future, path::PathBuf};
+use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::SystemTime};
+
+use futures::future::Either;
 
 use crate::policy::ObjectChange;
 use crate::policy::object::ObjectKey;
 
-pub use self::directory::{Directory, Error};
+pub use self::{
+    api::{Access, AccessError, Api, Timing},
+    directory::{Directory, Error},
+};
 
 /// Where objects come from.
 pub trait Source {
@@ -33,16 +40,51 @@ pub trait Source {
 /// What a source has to say: changes since the last update, and its state after them.
 #[derive(Clone, Debug)]
 pub struct Update {
-    /// Only real differences: an object whose trimmed form is the same causes no change.
+    /// Only differences. An object may come again though nothing that matters of it has changed: the index sees that at once.
     pub changes: Vec<ObjectChange>,
     /// Names the content that these changes lead to.
     pub revision: String,
-    /// Everything that cannot be used as it is: the whole list, not only what is new.
-    pub problems: Vec<Problem>,
+    /// Everything that cannot be used as it is: the whole list, not only what is new. The same allocation as long as it is
+    /// the same list.
+    pub problems: Arc<[Problem]>,
     /// Whether the initial list is complete. Nothing may be enforced on the ground of a part of it.
     pub complete: bool,
     /// The highest ticket of [`Source::reread`] that this update covers.
     pub covers: u64,
+    /// The source cannot be reached. What came before stays true until something else is known.
+    pub away: Option<Arc<Away>>,
+}
+
+/// A source that cannot be reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Away {
+    /// Since when.
+    pub since: SystemTime,
+    /// Why, and what to do if there is something to do.
+    pub reason: String,
+}
+
+impl<A: Source, B: Source> Source for Either<A, B> {
+    fn describe(&self) -> String {
+        match self {
+            Self::Left(source) => source.describe(),
+            Self::Right(source) => source.describe(),
+        }
+    }
+
+    fn reread(&self, ticket: u64) {
+        match self {
+            Self::Left(source) => source.reread(ticket),
+            Self::Right(source) => source.reread(ticket),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Update> {
+        match self {
+            Self::Left(source) => source.next().await,
+            Self::Right(source) => source.next().await,
+        }
+    }
 }
 
 /// The kinds of objects that the agent reads.
@@ -85,8 +127,8 @@ pub enum Problem {
     },
     /// One object cannot be used.
     Refused {
-        /// The file.
-        path: PathBuf,
+        /// The file, if it comes from one.
+        path: Option<PathBuf>,
         /// Its kind as it is written there.
         kind: String,
         /// Its key, as far as it can be read.
@@ -147,7 +189,11 @@ impl fmt::Display for Problem {
                 reason,
                 kept,
             } => {
-                write!(f, "{kind} {object} in {} is refused: ", path.display())?;
+                write!(f, "{kind} {object}")?;
+                if let Some(path) = path {
+                    write!(f, " in {}", path.display())?;
+                }
+                f.write_str(" is refused: ")?;
                 if !field.is_empty() {
                     write!(f, "{field}: ")?;
                 }

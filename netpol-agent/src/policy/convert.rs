@@ -1,4 +1,4 @@
-//! From Kubernetes objects as they are read to what the index keeps: trimmed, checked, and with the defaults that the API
+//! From Kubernetes objects as they are read ([`slim`]) to what the index keeps: trimmed, checked, and with the defaults that the API
 //! server would have filled in.
 //!
 //! Manifests read from files have not passed the API server, so everything it would refuse is refused here, with the same
@@ -6,16 +6,17 @@
 
 mod policy;
 mod service;
+pub mod slim;
 mod syntax;
 
 use std::net::IpAddr;
 
-use k8s_openapi::{
-    api::core::v1 as core,
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use self::syntax::Field;
+use self::{
+    slim::{Metadata, PodSpec, PodStatus},
+    syntax::Field,
+};
 use super::{
     object::{ContainerPort, Labels, Namespace, ObjectKey, Pod, Requirement, Selector},
     world::NAME_LABEL,
@@ -55,7 +56,7 @@ impl Fault {
 }
 
 /// Namespace and name of a namespaced object; without a namespace it belongs to `default`.
-fn key(metadata: &ObjectMeta) -> ObjectKey {
+fn key(metadata: &Metadata) -> ObjectKey {
     let namespace = metadata.namespace.as_deref().filter(|n| !n.is_empty());
     ObjectKey::new(
         namespace.unwrap_or("default"),
@@ -64,7 +65,7 @@ fn key(metadata: &ObjectMeta) -> ObjectKey {
 }
 
 /// `metadata.name`, which there has to be.
-fn name(metadata: &ObjectMeta) -> Result<(Field, &str), Fault> {
+fn name(metadata: &Metadata) -> Result<(Field, &str), Fault> {
     let field = Field::new("metadata.name");
     match metadata.name.as_deref() {
         None | Some("") => Err(field.fault("is missing: give the object a name")),
@@ -73,14 +74,14 @@ fn name(metadata: &ObjectMeta) -> Result<(Field, &str), Fault> {
 }
 
 /// Name and namespace of a namespaced object.
-fn check_key(metadata: &ObjectMeta, key: &ObjectKey) -> Result<(), Fault> {
+fn check_key(metadata: &Metadata, key: &ObjectKey) -> Result<(), Fault> {
     let (field, name) = name(metadata)?;
     field.object_name(name)?;
     Field::new("metadata.namespace").namespace_name(&key.namespace)
 }
 
 /// `metadata.labels`, checked.
-fn labels(metadata: &ObjectMeta) -> Result<Labels, Fault> {
+fn labels(metadata: &Metadata) -> Result<Labels, Fault> {
     let labels = metadata.labels.clone().unwrap_or_default();
     let field = Field::new("metadata.labels");
     for (key, value) in &labels {
@@ -91,7 +92,7 @@ fn labels(metadata: &ObjectMeta) -> Result<Labels, Fault> {
 }
 
 /// A namespace. It always has the label `kubernetes.io/metadata.name`, whatever the manifest says about it.
-pub fn namespace(object: &core::Namespace) -> Result<Namespace, Refusal> {
+pub fn namespace(object: &slim::Namespace) -> Result<Namespace, Refusal> {
     let name = object.metadata.name.clone().unwrap_or_default();
     let read = || -> Result<Labels, Fault> {
         let (field, given) = self::name(&object.metadata)?;
@@ -107,12 +108,12 @@ pub fn namespace(object: &core::Namespace) -> Result<Namespace, Refusal> {
 }
 
 /// A pod.
-pub fn pod(object: &core::Pod) -> Result<Pod, Refusal> {
+pub fn pod(object: &slim::Pod) -> Result<Pod, Refusal> {
     let key = key(&object.metadata);
     read_pod(object, &key).map_err(|fault| fault.of("Pod", &key))
 }
 
-fn read_pod(object: &core::Pod, key: &ObjectKey) -> Result<Pod, Fault> {
+fn read_pod(object: &slim::Pod, key: &ObjectKey) -> Result<Pod, Fault> {
     check_key(&object.metadata, key)?;
     let meta = &object.metadata;
     let spec = object.spec.as_ref();
@@ -136,7 +137,7 @@ fn read_pod(object: &core::Pod, key: &ObjectKey) -> Result<Pod, Fault> {
 }
 
 /// `status.podIPs`, or `status.podIP` where only that is written.
-fn addresses(status: Option<&core::PodStatus>) -> Result<Vec<IpAddr>, Fault> {
+fn addresses(status: Option<&PodStatus>) -> Result<Vec<IpAddr>, Fault> {
     let Some(status) = status else {
         return Ok(Vec::new());
     };
@@ -169,10 +170,11 @@ fn addresses(status: Option<&core::PodStatus>) -> Result<Vec<IpAddr>, Fault> {
 }
 
 /// The ports of the containers, and of the init containers that keep running beside them.
-fn container_ports(spec: &core::PodSpec) -> Result<Vec<ContainerPort>, Fault> {
+fn container_ports(spec: &PodSpec) -> Result<Vec<ContainerPort>, Fault> {
     let containers = spec
         .containers
         .iter()
+        .flatten()
         .enumerate()
         .map(|(at, c)| (Field::new("spec.containers").at(at), c));
     let sidecars = spec

@@ -2,13 +2,11 @@
 
 use ipnet::IpNet;
 use k8s_openapi::{
-    api::networking::v1::{
-        IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
-    },
+    api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{Fault, Refusal, check_key, key, selector, syntax::Field};
+use super::{Fault, Refusal, check_key, key, selector, slim::NetworkPolicy, syntax::Field};
 use crate::policy::object::{
     ObjectKey, Policy, PolicyPeer, PolicyPort, PortMatch, Protocol, Rule, Selector,
 };

@@ -2,18 +2,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use k8s_openapi::api::core::v1 as core;
-
-use super::{Fault, Refusal, check_key, key, syntax::Field};
+use super::{Fault, Refusal, check_key, key, slim, syntax::Field};
 use crate::policy::object::{ObjectKey, Service};
 
 /// A Service.
-pub fn service(object: &core::Service) -> Result<Service, Refusal> {
+pub fn service(object: &slim::Service) -> Result<Service, Refusal> {
     let key = key(&object.metadata);
     read(object, &key).map_err(|fault| fault.of("Service", &key))
 }
 
-fn read(object: &core::Service, key: &ObjectKey) -> Result<Service, Fault> {
+fn read(object: &slim::Service, key: &ObjectKey) -> Result<Service, Fault> {
     check_key(&object.metadata, key)?;
     let addresses = texts(object)
         .into_iter()
@@ -26,7 +24,7 @@ fn read(object: &core::Service, key: &ObjectKey) -> Result<Service, Fault> {
 }
 
 /// Every field that holds an address, and what it says.
-fn texts(object: &core::Service) -> Vec<(Field, &str)> {
+fn texts(object: &slim::Service) -> Vec<(Field, &str)> {
     let mut texts = Vec::new();
     if let Some(spec) = &object.spec {
         let field = Field::new("spec");

@@ -1,0 +1,484 @@
+//! Follows one kind: lists it, watches it, and begins again as often as needed.
+//!
+//! ```text
+//!            ┌──────────── 410, or the server went back ────────────┐
+//!            ▼                                                      │
+//!   list: a watch that begins with everything, ──── complete ──► watch from the last version ──┐
+//!         or pages where the server has none                        ▲                          │
+//!                                                                   └── ended, broken, silent ─┘
+//! ```
+
+use std::{
+    future::{Future, pending},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::FutureExt as _;
+use hyper::StatusCode;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    held::{Goal, Held, Ident, Seen},
+    request::{Connection, Failure, Lines, Part, Refusal},
+    timing::Timing,
+    wire::{self, Event, Status, What},
+};
+use crate::{
+    cluster::{Away, Kind, Problem},
+    policy::ObjectChange,
+};
+
+/// What there is to tell of one kind: changes since the last report, and the state after them.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub kind: Kind,
+    pub changes: Vec<ObjectChange>,
+    /// The version that these changes lead to.
+    pub version: u64,
+    /// The first list is complete.
+    pub complete: bool,
+    /// See [`crate::cluster::Update::covers`].
+    pub covers: u64,
+    pub away: Option<Arc<Away>>,
+    /// Only when they are others than before.
+    pub problems: Option<Arc<[Problem]>>,
+}
+
+/// So many changes are told at once while there are more to come.
+const BATCH: usize = 512;
+
+/// Follows one kind.
+pub(super) struct Reflector {
+    connection: Connection,
+    timing: Timing,
+    tickets: watch::Receiver<u64>,
+    reports: mpsc::Sender<Report>,
+    held: Held,
+    /// Where the watch goes on; empty when everything has to be listed.
+    position: String,
+    /// Lists are streamed. Until the server refuses it.
+    streaming: bool,
+    complete: bool,
+    covers: u64,
+    away: Option<Arc<Away>>,
+    /// How often in a row something failed before it was of any use.
+    failures: u32,
+    /// What is not told yet.
+    changes: Vec<ObjectChange>,
+    news: bool,
+}
+
+/// The answer to somebody who waits for everything that is on the server now.
+enum Check {
+    /// Nobody waits.
+    Idle,
+    /// The server is asked what there is.
+    Asking(
+        u64,
+        Pin<Box<dyn Future<Output = Result<Seen, Failure>> + Send>>,
+    ),
+    /// The watch has to bring this, and soon.
+    Awaiting(u64, Vec<Goal>, Instant),
+}
+
+/// What a turn of the watch has brought.
+enum Turn {
+    Read(Result<bool, Failure>),
+    Silent,
+    Asked,
+    Seen(Result<Seen, Failure>),
+    Withheld,
+}
+
+impl Reflector {
+    pub fn new(
+        connection: Connection,
+        timing: Timing,
+        tickets: watch::Receiver<u64>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
+        Self {
+            held: Held::new(connection.kind()),
+            connection,
+            timing,
+            tickets,
+            reports,
+            position: String::new(),
+            streaming: true,
+            complete: false,
+            covers: 0,
+            away: None,
+            failures: 0,
+            changes: Vec::new(),
+            news: false,
+        }
+    }
+
+    /// Runs until nobody listens any more.
+    pub async fn run(mut self) {
+        loop {
+            let ended = if !self.position.is_empty() {
+                self.follow(false).await
+            } else if self.streaming {
+                self.follow(true).await
+            } else {
+                self.list().await
+            };
+            let told = match ended {
+                Ok(()) => Ok(()),
+                Err(failure) => self.recover(failure).await,
+            };
+            if told.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Lists everything, page by page.
+    async fn list(&mut self) -> Result<(), Failure> {
+        let ticket = *self.tickets.borrow();
+        self.held.begin();
+        let mut next: Option<String> = None;
+        loop {
+            let text = self.connection.page(Part::All, next.as_deref()).await?;
+            let (held, changes) = (&mut self.held, &mut self.changes);
+            let metadata = wire::list(&text, |object| held.listed(object, changes))
+                .map_err(|e| Failure::Broken(format!("the server sent what is no list: {e}")))?;
+            drop(text);
+            next = metadata.next.filter(|next| !next.is_empty());
+            if next.is_none() {
+                self.position = metadata.resource_version.unwrap_or_default();
+                return self.listed(ticket).await;
+            }
+            self.tell().await?;
+        }
+    }
+
+    /// A list is complete.
+    async fn listed(&mut self, ticket: u64) -> Result<(), Failure> {
+        self.held.end(&mut self.changes);
+        self.complete = true;
+        self.covers = self.covers.max(ticket);
+        self.news = true;
+        tracing::debug!(
+            kind = %self.connection.kind(),
+            objects = self.held.len(),
+            version = self.position,
+            "listed"
+        );
+        self.works().await
+    }
+
+    /// Watches until the watch ends. `initial`: it begins with everything that there is.
+    async fn follow(&mut self, mut initial: bool) -> Result<(), Failure> {
+        let ticket = *self.tickets.borrow();
+        let from = (!initial).then_some(self.position.as_str());
+        let answer = match self.connection.watch(from).await {
+            Err(Failure::Refused(refusal)) if initial && is_unsupported(&refusal) => {
+                tracing::debug!(kind = %self.connection.kind(), reason = refusal.reason, "no streamed lists");
+                self.streaming = false;
+                return Ok(());
+            }
+            answer => answer?,
+        };
+        self.reached().await?;
+        if initial {
+            self.held.begin();
+        }
+        let mut lines = Lines::new(answer);
+        let mut check = Check::Idle;
+        let opened = Instant::now();
+        let mut heard = opened;
+        loop {
+            if !initial {
+                self.ask(&mut check);
+            }
+            // A list does not pause.
+            let limit = if initial {
+                self.timing.answer
+            } else {
+                self.timing.idle
+            };
+            let withheld = match &check {
+                Check::Awaiting(_, _, until) => Some(*until),
+                _ => None,
+            };
+            let turn = tokio::select! {
+                read = timeout_at(heard + limit, lines.more()) => read.map_or(Turn::Silent, Turn::Read),
+                asked = self.tickets.changed() => match asked {
+                    Ok(()) => Turn::Asked,
+                    Err(_) => return Err(Failure::Closed),
+                },
+                seen = seen(&mut check) => Turn::Seen(seen),
+                () = due(withheld) => Turn::Withheld,
+            };
+            match turn {
+                Turn::Asked => {}
+                Turn::Read(more) => {
+                    heard = Instant::now();
+                    let mut more = more?;
+                    // What has come together is told together.
+                    loop {
+                        for event in lines.events()? {
+                            self.take(event, &mut initial, ticket).await?;
+                        }
+                        if !more || self.changes.len() >= BATCH {
+                            break;
+                        }
+                        match lines.more().now_or_never() {
+                            Some(read) => more = read?,
+                            None => break,
+                        }
+                    }
+                    self.meet(&mut check);
+                    self.tell().await?;
+                    if !more {
+                        break;
+                    }
+                }
+                Turn::Silent if initial => {
+                    self.streaming = false;
+                    return Err(Failure::Broken("a streamed list did not end".into()));
+                }
+                Turn::Silent => {
+                    return Err(Failure::Broken(format!("nothing came for {limit:?}")));
+                }
+                Turn::Seen(Ok(seen)) => {
+                    if let Check::Asking(ticket, _) = check {
+                        let until = Instant::now() + self.timing.withhold;
+                        check = Check::Awaiting(ticket, self.held.behind(&seen), until);
+                        self.meet(&mut check);
+                        self.tell().await?;
+                    }
+                }
+                // A page of it was too old.
+                Turn::Seen(Err(Failure::Expired)) => check = Check::Idle,
+                Turn::Seen(Err(failure)) => return Err(failure),
+                Turn::Withheld => {
+                    tracing::warn!(
+                        kind = %self.connection.kind(),
+                        "the watch does not bring what the server has; everything is listed again"
+                    );
+                    return Err(Failure::Expired);
+                }
+            }
+        }
+        if initial {
+            return Err(Failure::Broken("a streamed list ended early".into()));
+        }
+        // One that ends as soon as it is opened would be opened again and again.
+        if opened.elapsed() < SHORT && self.failures > 0 {
+            return Err(Failure::Broken(
+                "the watch ends as soon as it is opened".into(),
+            ));
+        }
+        self.failures = u32::from(opened.elapsed() < SHORT);
+        Ok(())
+    }
+
+    /// Takes in an event.
+    async fn take(&mut self, event: Event, initial: &mut bool, ticket: u64) -> Result<(), Failure> {
+        let Event { what, object } = event;
+        if what == What::Error {
+            let status: Status = serde_json::from_value(object).unwrap_or_default();
+            return Err(Failure::of(&status, self.connection.kind()));
+        }
+        let version = wire::resource_version(&object);
+        if !*initial && !version.is_empty() {
+            // The server was restored from a backup: what it sends from here on is not what is missing.
+            if what == What::Bookmark && wire::version(version) < wire::version(&self.position) {
+                return Err(Failure::Expired);
+            }
+            self.position.clear();
+            self.position.push_str(version);
+        }
+        self.failures = 0;
+        match what {
+            What::Added | What::Modified if *initial => {
+                self.held.listed(object, &mut self.changes);
+                // The first list is long; what is known of it need not wait for its end.
+                if self.changes.len() >= BATCH {
+                    self.tell().await?;
+                }
+            }
+            What::Added | What::Modified => self.held.changed(object, &mut self.changes),
+            What::Deleted => self.held.deleted(&object, &mut self.changes),
+            What::Bookmark if !*initial => {}
+            What::Bookmark if wire::ends_initial_events(&object) => {
+                self.position = version.to_owned();
+                *initial = false;
+                self.listed(ticket).await?;
+            }
+            // A server that does not know streamed lists, and only watches.
+            What::Bookmark => {
+                self.streaming = false;
+                return Err(Failure::Expired);
+            }
+            What::Error => {}
+        }
+        Ok(())
+    }
+
+    /// Asks the server what there is, if somebody waits for that.
+    fn ask(&self, check: &mut Check) {
+        let ticket = *self.tickets.borrow();
+        if matches!(check, Check::Idle) && ticket > self.covers {
+            *check = Check::Asking(ticket, Box::pin(look(self.connection.clone())));
+        }
+    }
+
+    /// Strikes what has come off the list of what is awaited.
+    fn meet(&mut self, check: &mut Check) {
+        let Check::Awaiting(ticket, goals, _) = check else {
+            return;
+        };
+        goals.retain(|goal| !self.held.meets(goal));
+        if goals.is_empty() {
+            self.covers = self.covers.max(*ticket);
+            self.news = true;
+            *check = Check::Idle;
+        }
+    }
+
+    /// Tells what is new, if something is.
+    async fn tell(&mut self) -> Result<(), Failure> {
+        let problems = self.held.problems();
+        if !self.news && self.changes.is_empty() && problems.is_none() {
+            return Ok(());
+        }
+        self.news = false;
+        let report = Report {
+            kind: self.connection.kind(),
+            changes: std::mem::take(&mut self.changes),
+            version: wire::version(&self.position),
+            complete: self.complete,
+            covers: self.covers,
+            away: self.away.clone(),
+            problems,
+        };
+        let sent = self.reports.send(report).await;
+        sent.map_err(|_| Failure::Closed)
+    }
+
+    /// The server has answered.
+    async fn reached(&mut self) -> Result<(), Failure> {
+        self.news |= self.away.take().is_some();
+        self.tell().await
+    }
+
+    /// The server has answered, and to the end.
+    async fn works(&mut self) -> Result<(), Failure> {
+        self.failures = 0;
+        self.reached().await
+    }
+
+    /// Makes ready for the next attempt. Fails only when nobody listens any more.
+    async fn recover(&mut self, failure: Failure) -> Result<(), Failure> {
+        let kind = self.connection.kind();
+        tracing::debug!(%kind, ?failure, failures = self.failures, "a list or a watch has ended");
+        let first = self.failures == 0;
+        self.failures += 1;
+        let mut asked = None;
+        let reason = match failure {
+            Failure::Closed => return Err(Failure::Closed),
+            Failure::Expired => {
+                self.position.clear();
+                if first {
+                    return self.tell().await;
+                }
+                None
+            }
+            // Connections break; only if a new one does not work either there is something to tell.
+            Failure::Broken(_) if first => {
+                return self.tell().await;
+            }
+            Failure::Broken(reason) => Some(reason),
+            // Tokens are exchanged while they are used: the file is read again.
+            Failure::Refused(Refusal {
+                code: Some(StatusCode::UNAUTHORIZED),
+                ..
+            }) if first && self.connection.renew().await.is_ok() => return self.tell().await,
+            Failure::Refused(refusal) => {
+                asked = refusal.retry_after;
+                let mut reason = refusal.reason;
+                if matches!(refusal.code, None | Some(StatusCode::UNAUTHORIZED))
+                    && let Err(e) = self.connection.renew().await
+                {
+                    reason = format!("{reason}; {e}");
+                }
+                Some(reason)
+            }
+        };
+        if let Some(reason) = reason {
+            self.lost(reason);
+        }
+        self.tell().await?;
+        sleep(self.timing.pause(self.failures - 1, asked)).await;
+        Ok(())
+    }
+
+    /// The server cannot be reached.
+    fn lost(&mut self, reason: String) {
+        if self.away.as_ref().is_some_and(|away| away.reason == reason) {
+            return;
+        }
+        let since = self.away.as_ref().map(|away| away.since);
+        self.away = Some(Arc::new(Away {
+            since: since.unwrap_or_else(SystemTime::now),
+            reason,
+        }));
+        self.news = true;
+    }
+}
+
+/// A watch that lives no longer was of no use.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// Whether the server does not know lists that are streamed (sendInitialEvents).
+fn is_unsupported(refusal: &Refusal) -> bool {
+    matches!(
+        refusal.code,
+        Some(StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
+    )
+}
+
+/// What there is on the server now: names and versions.
+async fn look(connection: Connection) -> Result<Seen, Failure> {
+    let kind = connection.kind();
+    let mut seen = Seen::default();
+    let mut next: Option<String> = None;
+    loop {
+        let text = connection.page(Part::Metadata, next.as_deref()).await?;
+        let metadata = wire::list(&text, |object| {
+            seen.objects.extend(Ident::of(kind, &object));
+        })
+        .map_err(|e| Failure::Broken(format!("the server sent what is no list: {e}")))?;
+        let version = metadata.resource_version.unwrap_or_default();
+        seen.version = wire::version(&version);
+        next = metadata.next.filter(|next| !next.is_empty());
+        if next.is_none() {
+            return Ok(seen);
+        }
+    }
+}
+
+/// The answer of the server, or never.
+async fn seen(check: &mut Check) -> Result<Seen, Failure> {
+    match check {
+        Check::Asking(_, answer) => answer.await,
+        _ => pending().await,
+    }
+}
+
+/// Returns at this time, or never.
+async fn due(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
