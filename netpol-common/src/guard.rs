@@ -108,6 +108,7 @@ pub(crate) fn neighbour<F: Frame>(frame: &F, endpoint: &Endpoint, message: &Pack
     }
     // Each hardware address in it, the source's (1) or the target's (2), is the pod's (RFC 4861 section 4.6.1).
     for _ in 0..MAX_OPTIONS {
+        option = frame.forget(option as u64) as usize;
         if option >= message.end as usize {
             return true;
         }

@@ -86,6 +86,15 @@ pub trait Frame {
     }
     /// Length in bytes, Ethernet header included (`__sk_buff.len`).
     fn len(&self) -> u32;
+    /// The same number, of which the verifier has forgotten all that it knew.
+    ///
+    /// A walk from header to header asks this of what it carries from one step to the next. Kernels before 6.8 or so follow
+    /// every way through a step with what is known of a number on it; without this the ways multiply with each step, and the
+    /// program is refused for its million instructions.
+    #[inline(always)]
+    fn forget(&self, number: u64) -> u64 {
+        number
+    }
     /// The device of the hook (`__sk_buff.ifindex`).
     fn interface(&self) -> u32;
     /// The device by which the packet came to this node, 0 if the node itself sent it (`__sk_buff.ingress_ifindex`).

@@ -133,6 +133,7 @@ fn route<F: Frame>(frame: &F, header: usize) -> Route {
     let end = ETHERNET + header;
     let mut at = ETHERNET + 20;
     for _ in 0..MAX_OPTIONS {
+        at = frame.forget(at as u64) as usize;
         if at == end {
             return Route::Direct;
         }
@@ -284,6 +285,8 @@ const fn is_extension(number: u8) -> bool {
 #[inline(never)]
 fn extensions<F: Frame>(frame: &F, x: &mut Extensions) -> Option<Reason> {
     for _ in 0..MAX_EXTENSIONS {
+        x.at = frame.forget(x.at as u64) as usize;
+        x.protocol = frame.forget(x.protocol.into()) as u8;
         if x.protocol == protocol::FRAGMENT {
             let Some(e) = frame.load::<8>(x.at) else {
                 return Some(Reason::Malformed);

@@ -102,6 +102,17 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn forget(&self, number: u64) -> u64 {
+        let mut number = number;
+        // The verifier does not follow byte swaps (kernel/bpf/verifier.c, `check_alu_op`: BPF_END).
+        // SAFETY: two swaps give back what there was; nothing but this register is touched.
+        unsafe {
+            core::arch::asm!("{0} = be64 {0}", "{0} = be64 {0}", inout(reg) number, options(pure, nomem, nostack));
+        }
+        number
+    }
+
+    #[inline(always)]
     fn interface(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw()).ifindex }

@@ -1,6 +1,6 @@
 //! The TC classifiers. They hold no knowledge of their own: what is decided stands in `netpol_common::judge`, and this
 //! program gives it the socket buffer (`frame`) and the kernel's maps (`maps`).
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod frame;

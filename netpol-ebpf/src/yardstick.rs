@@ -1,5 +1,5 @@
 //! Yardsticks for `cargo xtask bench`: a program that does nothing, and the least that any stateful filter has to do.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod frame;
