@@ -76,8 +76,9 @@ impl Shot {
         if self.hook == Hook::LeavesBare {
             bytes.drain(..ETHERNET.min(bytes.len()));
         }
-        let length = bytes.len().max(shortest(&bytes));
-        bytes.resize(length, 0);
+        pad(&mut bytes, ETHERNET + 1);
+        let shortest = shortest(&bytes);
+        pad(&mut bytes, shortest);
         bytes
     }
 
@@ -90,13 +91,17 @@ impl Shot {
     }
 }
 
+fn pad(bytes: &mut Vec<u8>, least: usize) {
+    bytes.resize(bytes.len().max(least), 0);
+}
+
 /// `BPF_PROG_TEST_RUN` takes no frame without a byte behind the Ethernet header, and none whose EtherType says IP without
 /// the whole IP header (net/bpf/test_run.c `bpf_prog_test_run_skb`).
 fn shortest(bytes: &[u8]) -> usize {
     match bytes.get(12..14) {
         Some([0x08, 0x00]) => 34,
         Some([0x86, 0xdd]) => 54,
-        _ => 15,
+        _ => ETHERNET + 1,
     }
 }
 
