@@ -194,6 +194,19 @@ impl Origin {
         self.complete = update.complete;
         self.covers = update.covers;
     }
+
+    /// Why not everything is read that was there when the ticket was given out, if that is so.
+    fn behind(&self, ticket: u64) -> Option<String> {
+        (self.covers < ticket).then(|| match &self.away {
+            Some(away) => format!(
+                "{}: cannot be reached since {} s: {}",
+                self.description,
+                away.since.elapsed().unwrap_or_default().as_secs(),
+                away.reason
+            ),
+            None => format!("{}: not read to the end yet", self.description),
+        })
+    }
 }
 
 /// A client that waits until everything is enforced.
@@ -402,17 +415,8 @@ impl<S: Source> Agent<S> {
                 "{}: the source has ended, restart the agent",
                 self.origin.description
             ));
-        } else if self.origin.covers < ticket {
-            missing.push(match &self.origin.away {
-                Some(away) => format!(
-                    "{}: cannot be reached since {} s: {}",
-                    self.origin.description,
-                    away.since.elapsed().unwrap_or_default().as_secs(),
-                    away.reason
-                ),
-                None => format!("{}: not read to the end yet", self.origin.description),
-            });
         }
+        missing.extend(self.source.as_ref().and(self.origin.behind(ticket)));
         missing.extend(
             self.origin
                 .problems

@@ -5,16 +5,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use netpol_common::{Direction, Endpoint, Reason, Tally, TunnelKey};
 
 use super::{
+    AwayStatus, Origin,
     endpoints::Orders,
     enforcer::Enforcer,
     kernel::{Kernel, Tallies},
 };
 use crate::{
+    cluster::{Away, Update},
     dataplane::TableFill,
     node::{Device, DeviceKind, Identity, Interface, Missing, Place, Report},
     policy::{
@@ -550,4 +553,46 @@ fn an_endpoint_says_who_the_pod_is() {
     enforcer.apply(vec![policy(), pod("a", "1", "10.0.0.3")]);
     work(&mut enforcer);
     assert_eq!(enforcer.kernel.endpoints[&5].mac, endpoint.mac);
+}
+
+#[test]
+fn a_source_that_is_away_is_told_to_those_who_wait_and_by_the_status() {
+    let update = |covers, away: Option<Arc<Away>>| Update {
+        changes: Vec::new(),
+        revision: "7".into(),
+        problems: Arc::default(),
+        complete: true,
+        covers,
+        away,
+    };
+    let mut origin = Origin {
+        description: "the API server at https://there".into(),
+        ..Origin::default()
+    };
+    origin.take(&update(1, None));
+    assert_eq!(origin.behind(1), None);
+    assert_eq!(
+        origin.behind(2).as_deref(),
+        Some("the API server at https://there: not read to the end yet")
+    );
+    let away = Arc::new(Away {
+        since: SystemTime::now() - Duration::from_secs(90),
+        reason: "nobody answers".into(),
+    });
+    origin.take(&update(1, Some(Arc::clone(&away))));
+    assert_eq!(origin.behind(1), None, "what was covered stays so");
+    let told = origin.behind(2).expect("not covered");
+    assert!(
+        told.contains("cannot be reached since 9") && told.ends_with("nobody answers"),
+        "{told}"
+    );
+    let status = AwayStatus::from(&*away);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock")
+        .as_secs();
+    assert!((80..=100).contains(&(now - status.since)), "{status:?}");
+    origin.take(&update(2, None));
+    assert_eq!(origin.behind(2), None);
+    assert_eq!(origin.away, None);
 }

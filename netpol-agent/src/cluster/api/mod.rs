@@ -102,7 +102,10 @@ impl Api {
 
     fn merge(&mut self, report: Report) -> Update {
         let part = &mut self.parts[report.kind as usize];
-        part.version = report.version.max(part.version);
+        // None while everything is listed again.
+        if report.version > 0 {
+            part.version = report.version;
+        }
         part.complete = report.complete;
         part.covers = report.covers;
         part.away = report.away;

@@ -68,6 +68,10 @@ pub(super) struct Reflector {
     away: Option<Arc<Away>>,
     /// How often in a row something failed before it was of any use.
     failures: u32,
+    /// When the server answered last.
+    answered: Option<Instant>,
+    /// The credentials were read again because the server does not accept them, and it has not answered since.
+    renewed: bool,
     /// What is not told yet.
     changes: Vec<ObjectChange>,
     news: bool,
@@ -114,6 +118,8 @@ impl Reflector {
             covers: 0,
             away: None,
             failures: 0,
+            answered: None,
+            renewed: false,
             changes: Vec::new(),
             news: false,
         }
@@ -148,7 +154,7 @@ impl Reflector {
             let text = self.connection.page(Part::All, next.as_deref()).await?;
             let (held, changes) = (&mut self.held, &mut self.changes);
             let metadata = wire::list(&text, |object| held.listed(object, changes))
-                .map_err(|e| Failure::Broken(format!("the server sent what is no list: {e}")))?;
+                .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
             drop(text);
             next = metadata.next.filter(|next| !next.is_empty());
             if next.is_none() {
@@ -174,7 +180,7 @@ impl Reflector {
         self.works().await
     }
 
-    /// Watches until the watch ends. `initial`: it begins with everything that there is.
+    /// Watches until the watch ends, which is never good news. `initial`: it begins with everything that there is.
     async fn follow(&mut self, mut initial: bool) -> Result<(), Failure> {
         let ticket = *self.tickets.borrow();
         let from = (!initial).then_some(self.position.as_str());
@@ -192,8 +198,7 @@ impl Reflector {
         }
         let mut lines = Lines::new(answer);
         let mut check = Check::Idle;
-        let opened = Instant::now();
-        let mut heard = opened;
+        let mut heard = Instant::now();
         loop {
             if !initial {
                 self.ask(&mut check);
@@ -224,7 +229,7 @@ impl Reflector {
                     let mut more = more?;
                     // What has come together is told together.
                     loop {
-                        for event in lines.events()? {
+                        while let Some(event) = lines.event()? {
                             self.take(event, &mut initial, ticket).await?;
                         }
                         if !more || self.changes.len() >= BATCH {
@@ -271,14 +276,7 @@ impl Reflector {
         if initial {
             return Err(Failure::Broken("a streamed list ended early".into()));
         }
-        // One that ends as soon as it is opened would be opened again and again.
-        if opened.elapsed() < SHORT && self.failures > 0 {
-            return Err(Failure::Broken(
-                "the watch ends as soon as it is opened".into(),
-            ));
-        }
-        self.failures = u32::from(opened.elapsed() < SHORT);
-        Ok(())
+        Err(Failure::Ended)
     }
 
     /// Takes in an event.
@@ -297,7 +295,9 @@ impl Reflector {
             self.position.clear();
             self.position.push_str(version);
         }
-        self.failures = 0;
+        if !*initial {
+            self.failures = 0;
+        }
         match what {
             What::Added | What::Modified if *initial => {
                 self.held.listed(object, &mut self.changes);
@@ -367,6 +367,8 @@ impl Reflector {
 
     /// The server has answered.
     async fn reached(&mut self) -> Result<(), Failure> {
+        self.answered = Some(Instant::now());
+        self.renewed = false;
         self.news |= self.away.take().is_some();
         self.tell().await
     }
@@ -381,6 +383,10 @@ impl Reflector {
     async fn recover(&mut self, failure: Failure) -> Result<(), Failure> {
         let kind = self.connection.kind();
         tracing::debug!(%kind, ?failure, failures = self.failures, "a list or a watch has ended");
+        // What has worked for a while is not what failed before.
+        if self.answered.take().is_some_and(|at| at.elapsed() >= SHORT) {
+            self.failures = 0;
+        }
         let first = self.failures == 0;
         self.failures += 1;
         let mut asked = None;
@@ -393,16 +399,27 @@ impl Reflector {
                 }
                 None
             }
-            // Connections break; only if a new one does not work either there is something to tell.
-            Failure::Broken(_) if first => {
+            // Watches end and connections break; only if a new one does not work either there is something to tell.
+            Failure::Ended | Failure::Broken(_) | Failure::Garbled(_) if first => {
                 return self.tell().await;
             }
+            Failure::Ended => {
+                Some("the server ends every watch as soon as it is opened".to_owned())
+            }
             Failure::Broken(reason) => Some(reason),
+            // It would come again: go round it.
+            Failure::Garbled(reason) => {
+                self.position.clear();
+                Some(reason)
+            }
             // Tokens are exchanged while they are used: the file is read again.
             Failure::Refused(Refusal {
                 code: Some(StatusCode::UNAUTHORIZED),
                 ..
-            }) if first && self.connection.renew().await.is_ok() => return self.tell().await,
+            }) if !self.renewed && self.connection.renew().await.is_ok() => {
+                self.renewed = true;
+                return self.tell().await;
+            }
             Failure::Refused(refusal) => {
                 asked = refusal.retry_after;
                 let mut reason = refusal.reason;
@@ -457,7 +474,7 @@ async fn look(connection: Connection) -> Result<Seen, Failure> {
         let metadata = wire::list(&text, |object| {
             seen.objects.extend(Ident::of(kind, &object));
         })
-        .map_err(|e| Failure::Broken(format!("the server sent what is no list: {e}")))?;
+        .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
         let version = metadata.resource_version.unwrap_or_default();
         seen.version = wire::version(&version);
         next = metadata.next.filter(|next| !next.is_empty());

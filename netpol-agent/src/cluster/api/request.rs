@@ -21,8 +21,12 @@ pub(super) enum Failure {
     Closed,
     /// The server does not know the resource version any more: everything has to be listed again.
     Expired,
+    /// The server has ended a watch, as it does from time to time.
+    Ended,
     /// A stream broke off, for this reason.
     Broken(String),
+    /// What came cannot be understood.
+    Garbled(String),
     /// The server cannot be reached, or refuses.
     Refused(Refusal),
 }
@@ -180,7 +184,7 @@ impl Connection {
             .body(Body::empty())
             .map_err(|e| Failure::no_answer(causes(&e)))?;
         let answer = self.in_time(self.client.send(request)).await?;
-        let answer = answer.map_err(|e| Failure::no_answer(causes(&e)))?;
+        let answer = answer.map_err(|e| Failure::no_answer(why(&e)))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -216,6 +220,15 @@ impl Connection {
     }
 }
 
+/// Why there is no answer, without the layers of the client through which that was told.
+fn why(error: &kube::Error) -> String {
+    let inner = match error {
+        kube::Error::Service(inner) => inner.source(),
+        _ => None,
+    };
+    inner.map_or_else(|| causes(error), causes)
+}
+
 /// Objects in a page of a list: what is read at a time bounds the memory that it takes.
 const PAGE: usize = 500;
 
@@ -239,9 +252,10 @@ fn escape(value: &str) -> String {
 /// The lines of an answer that does not end.
 pub(super) struct Lines {
     body: Body,
-    /// What has come and is not a whole line.
     buffer: Vec<u8>,
-    /// How much of it has no end of a line.
+    /// Where the first line begins that was not given out.
+    start: usize,
+    /// Up to here, it has no end.
     searched: usize,
 }
 
@@ -250,6 +264,7 @@ impl Lines {
         Self {
             body: answer.into_body(),
             buffer: Vec::new(),
+            start: 0,
             searched: 0,
         }
     }
@@ -263,7 +278,7 @@ impl Lines {
                     self.buffer.extend_from_slice(&data);
                 }
                 if self.buffer.len() > LONGEST_LINE {
-                    return Err(Failure::Broken("the watch sent an endless line".into()));
+                    return Err(Failure::Garbled("the watch sent an endless line".into()));
                 }
                 Ok(true)
             }
@@ -274,30 +289,30 @@ impl Lines {
         }
     }
 
-    /// The events that have come whole, of a size that one turn can take.
-    pub fn events(&mut self) -> Result<Vec<wire::Event>, Failure> {
-        let mut events = Vec::new();
-        let mut start = 0;
+    /// The next event, if it has come whole.
+    pub fn event(&mut self) -> Result<Option<wire::Event>, Failure> {
         while let Some(at) = self.buffer[self.searched..]
             .iter()
             .position(|byte| *byte == b'\n')
         {
-            let end = self.searched + at;
-            let line = self.buffer[start..end].trim_ascii();
+            let line = self.start..self.searched + at;
+            self.start = line.end + 1;
+            self.searched = self.start;
+            let line = self.buffer[line].trim_ascii();
             if !line.is_empty() {
-                events.push(serde_json::from_slice(line).map_err(|e| {
-                    Failure::Broken(format!("the watch sent what is no event: {e}"))
-                })?);
+                let event = serde_json::from_slice(line);
+                return event.map(Some).map_err(|e| {
+                    Failure::Garbled(format!("the watch sent what is no event: {e}"))
+                });
             }
-            start = end + 1;
-            self.searched = start;
         }
-        self.buffer.drain(..start);
+        self.buffer.drain(..self.start);
+        self.start = 0;
         self.searched = self.buffer.len();
         if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BUFFER {
             self.buffer = Vec::new();
         }
-        Ok(events)
+        Ok(None)
     }
 }
 

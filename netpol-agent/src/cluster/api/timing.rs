@@ -30,7 +30,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
-            answer: Duration::from_secs(20),
+            answer: Duration::from_secs(15),
             watch: Duration::from_secs(300),
             idle: Duration::from_secs(150),
             withhold: Duration::from_secs(5),

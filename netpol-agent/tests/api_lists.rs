@@ -1,0 +1,244 @@
+//! The API server as a source: what is there at the start, however the server lists it.
+
+mod api_support;
+
+use std::time::Duration;
+
+use netpol_agent::{cluster::Problem, policy::object::ObjectKey};
+use serde_json::json;
+
+use self::api_support::{
+    NAMESPACES, PODS, POLICIES, SERVICES, namespace, pod, policy,
+    reader::Reader,
+    server::{Fault, Server},
+    service,
+};
+
+fn fill(server: &Server) {
+    server.put(NAMESPACES, namespace("shop"));
+    server.put(PODS, pod("a", "1", "red"));
+    server.put(PODS, pod("b", "2", "blue"));
+    server.put(POLICIES, policy("web", json!(80)));
+    server.put(SERVICES, service("web", "10.96.0.7"));
+}
+
+fn all_is_there(reader: &Reader) {
+    let objects: Vec<_> = reader
+        .objects
+        .iter()
+        .map(|(name, content)| format!("{name}: {content}"))
+        .collect();
+    assert_eq!(
+        objects,
+        [
+            "Namespace shop: ",
+            "NetworkPolicy shop/web: 80",
+            "Pod shop/a: red of 1",
+            "Pod shop/b: blue of 2",
+            "Service shop/web: 10.96.0.7",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn everything_is_listed_in_a_stream_that_goes_on_as_a_watch() {
+    let server = Server::start().await;
+    fill(&server);
+    let mut reader = Reader::new(&server);
+    reader.until("complete", |r| r.complete).await;
+    all_is_there(&reader);
+    assert_eq!(reader.revision, "105");
+    server.put(PODS, pod("c", "3", "green"));
+    reader.has("Pod shop/c", Some("green of 3")).await;
+    assert_eq!(reader.revision, "106");
+    for path in [NAMESPACES, PODS, POLICIES, SERVICES] {
+        let requests = server.requests(path);
+        assert_eq!(requests.len(), 1, "one request is all: {requests:?}");
+        assert!(requests[0].is_streamed_list());
+        assert_eq!(requests[0].get("allowWatchBookmarks"), Some("true"));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_streams_no_lists_gives_pages() {
+    let server = Server::start().await;
+    fill(&server);
+    server.put(PODS, pod("c", "3", "green"));
+    {
+        let mut state = server.lock();
+        state.streams = false;
+        state.page = 2;
+    }
+    let mut reader = Reader::new(&server);
+    reader.until("complete", |r| r.complete).await;
+    assert_eq!(reader.objects["Pod shop/c"], "green of 3");
+    assert_eq!(reader.objects.len(), 6);
+    server.put(PODS, pod("d", "4", "grey"));
+    reader.has("Pod shop/d", Some("grey of 4")).await;
+    assert_eq!(reader.losses, 0, "that is no fault of the server");
+    let requests = server.requests(PODS);
+    let lists: Vec<_> = requests.iter().filter(|r| !r.is_watch()).collect();
+    assert_eq!(lists.len(), 2);
+    for list in lists {
+        assert_eq!(list.get("limit"), Some("500"));
+        assert_eq!(list.get("resourceVersion"), None, "not from a cache");
+    }
+    let watch = requests.last().expect("a watch");
+    assert_eq!(watch.get("resourceVersion"), Some("106"));
+}
+
+#[tokio::test]
+async fn a_server_that_only_watches_gives_pages() {
+    // It takes no notice of sendInitialEvents, and never says that all has come.
+    let server = Server::start().await;
+    fill(&server);
+    server.fault(|request| {
+        let bookmark =
+            json!({ "type": "BOOKMARK", "object": { "metadata": { "resourceVersion": "105" } } });
+        request
+            .is_streamed_list()
+            .then(|| Fault::Text(format!("{bookmark}\n")))
+    });
+    let mut reader = Reader::new(&server);
+    reader.until("complete", |r| r.complete).await;
+    all_is_there(&reader);
+}
+
+#[tokio::test]
+async fn nothing_is_complete_before_every_kind_is() {
+    for withheld in [NAMESPACES, PODS, POLICIES, SERVICES] {
+        let server = Server::start().await;
+        fill(&server);
+        server.fault(move |request| (request.path == withheld).then_some(Fault::Silence));
+        let mut reader = Reader::new(&server);
+        reader
+            .stays(Duration::from_millis(300), |r| !r.complete)
+            .await;
+        server.heal();
+        reader.until("complete", |r| r.complete).await;
+        all_is_there(&reader);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_is_not_taken_for_all() {
+    let server = Server::start().await;
+    fill(&server);
+    server.lock().streams = false;
+    let mut reader = Reader::synced(&server).await;
+    // Listed again, and cut off twice.
+    server.compact();
+    let mut cuts = 0;
+    server.fault(move |request| {
+        let cut = request.path == PODS && !request.is_watch() && cuts < 2;
+        cuts += u32::from(cut);
+        cut.then_some(Fault::Cut)
+    });
+    server.end_watches(PODS);
+    server.put(PODS, pod("c", "3", "green"));
+    reader.has("Pod shop/c", Some("green of 3")).await;
+    assert_eq!(reader.changes, ["Pod shop/c: green of 3"]);
+}
+
+#[tokio::test]
+async fn a_page_that_is_too_old_begins_the_list_again() {
+    let server = Server::start().await;
+    fill(&server);
+    {
+        let mut state = server.lock();
+        state.streams = false;
+        state.page = 1;
+    }
+    let mut refused = false;
+    server.fault(move |request| {
+        let refuse = request.path == PODS && request.get("continue").is_some() && !refused;
+        refused |= refuse;
+        let body = json!({ "kind": "Status", "code": 410, "reason": "Expired" });
+        refuse.then_some(Fault::Status(410, "", body))
+    });
+    let mut reader = Reader::new(&server);
+    reader.until("complete", |r| r.complete).await;
+    all_is_there(&reader);
+    assert_eq!(reader.losses, 0);
+}
+
+#[tokio::test]
+async fn one_strange_object_does_not_take_the_list_with_it() {
+    for streams in [true, false] {
+        let server = Server::start().await;
+        fill(&server);
+        server.lock().streams = streams;
+        server.put(POLICIES, policy("odd", json!({ "what": "is this" })));
+        server.put(
+            POLICIES,
+            policy("refused", json!("a-name-that-is-much-too-long")),
+        );
+        let mut bad = pod("bad", "3", "green");
+        bad["metadata"]["labels"] = json!(["not", "labels"]);
+        server.put(PODS, bad);
+
+        let mut reader = Reader::new(&server);
+        reader.until("complete", |r| r.complete).await;
+        all_is_there(&reader);
+        let mut told: Vec<(String, ObjectKey, String, bool)> = Vec::new();
+        for problem in &*reader.problems {
+            let Problem::Refused {
+                kind,
+                object,
+                field,
+                kept,
+                path: None,
+                ..
+            } = problem
+            else {
+                panic!("{problem}");
+            };
+            told.push((kind.clone(), object.clone(), field.clone(), *kept));
+        }
+        let key = |name| ObjectKey::new("shop", name);
+        assert_eq!(
+            told,
+            [
+                (
+                    "Pod".to_owned(),
+                    key("bad"),
+                    "metadata.labels".to_owned(),
+                    false
+                ),
+                (
+                    "NetworkPolicy".to_owned(),
+                    key("odd"),
+                    "spec.ingress[0].ports[0].port".to_owned(),
+                    false
+                ),
+                (
+                    "NetworkPolicy".to_owned(),
+                    key("refused"),
+                    "spec.ingress[0].ports[0].port".to_owned(),
+                    false
+                ),
+            ]
+        );
+        let text = reader.problems[1].to_string();
+        assert!(
+            text.starts_with("NetworkPolicy shop/odd is refused: spec.ingress[0]"),
+            "{text}"
+        );
+
+        // Corrected, one by one.
+        server.put(POLICIES, policy("odd", json!(81)));
+        reader.has("NetworkPolicy shop/odd", Some("81")).await;
+        reader
+            .until("one problem less", |r| r.problems.len() == 2)
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_ipv6_is_reached() {
+    let server = Server::at("[::1]:0").await;
+    fill(&server);
+    let mut reader = Reader::new(&server);
+    reader.until("complete", |r| r.complete).await;
+    all_is_there(&reader);
+}
