@@ -34,8 +34,16 @@ use site::Site;
 /// Names the agent's binary, for a test of a binary that lies elsewhere.
 pub const BINARY_VARIABLE: &str = "NETPOL_AGENT_BIN";
 
+/// Names how many seconds the agent may take to enforce what it is given, for machines that are slow (an emulated processor
+/// takes half a minute to verify the programs).
+pub const PATIENCE_VARIABLE: &str = "NETPOL_TEST_PATIENCE";
+
 /// How long the agent may take to enforce what it is given.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub fn patience() -> Duration {
+    let seconds = std::env::var(PATIENCE_VARIABLE).ok();
+    let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(20);
+    Duration::from_secs(seconds)
+}
 
 /// Which hook the agent shall use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -166,7 +174,7 @@ impl Agent {
 
     /// Waits until everything that is in the manifests now is enforced. Something that the agent refuses never is.
     pub fn wait(&mut self) -> Result<(), AgentError> {
-        self.wait_for(PATIENCE)
+        self.wait_for(patience())
     }
 
     /// As [`Agent::wait`], with another patience. Ends at once when the agent has ended.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use netpol_tests::{
-    agent::{Agent, AgentError, Hook},
+    agent::{Agent, AgentError, Hook, patience},
     lab::{Lab, Shape},
     reference,
     table::{Destination, MatrixStyle, Table},
@@ -22,8 +22,6 @@ use crate::{
 
 /// How long the agent may take to enforce an edit. What it refuses it never enforces.
 const EDIT_PATIENCE: Duration = Duration::from_secs(2);
-/// How long it may take to start and to enforce everything.
-const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a session to its end.
 pub fn run(
@@ -84,7 +82,7 @@ pub fn run(
             lab.replace_world(stage.world.clone())?;
         }
         let started = Instant::now();
-        let in_force = enforced(&lab, &mut agent, START_PATIENCE)?;
+        let in_force = enforced(&lab, &mut agent, patience())?;
         let passed = match in_force {
             true => format!(
                 "enforced after {:.0} ms",
