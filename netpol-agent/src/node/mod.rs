@@ -93,7 +93,7 @@ impl fmt::Display for Missing {
             Self::NotFound => "no network namespace that is connected to this node has the pod's address",
             Self::NotFoundYet => {
                 "no network namespace that could be read has the pod's address, and one that is connected to this node \
-                 has neither a name in /run/netns nor a process in /proc"
+                 could not be read yet"
             }
         })
     }

@@ -67,16 +67,13 @@ pub(super) enum Event {
 const LINK_HEADER: usize = 16;
 /// `struct ifaddrmsg`
 const ADDRESS_HEADER: usize = 8;
-/// `struct rtgenmsg`, padded
-const NSID_HEADER: usize = 4;
 
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
-const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
+const IFLA_TARGET_NETNSID: u16 = 46;
+const IFA_TARGET_NETNSID: u16 = 10;
 const RTM_NEWNSID: u16 = 88;
 const RTM_DELNSID: u16 = 89;
-const RTM_GETNSID: u16 = 90;
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
@@ -88,7 +85,10 @@ pub(super) struct Socket(netlink::Socket);
 impl Socket {
     /// A socket for questions.
     pub fn open() -> io::Result<Self> {
-        Self::bound(0)
+        let socket = Self::bound(0)?;
+        // Without it the kernel does not look at what a dump of addresses is asked for, and answers for its own namespace.
+        socket.switch_on(libc::NETLINK_GET_STRICT_CHK)?;
+        Ok(socket)
     }
 
     /// A socket that hears of links and addresses of this namespace and of every namespace that has a number here.
@@ -100,18 +100,7 @@ impl Socket {
             RTNLGRP_NSID,
         ];
         let socket = Self::bound(groups.iter().fold(0, |all, group| all | 1 << (group - 1)))?;
-        let on: libc::c_int = 1;
-        // SAFETY: the descriptor is open, and the option's value is an int that outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_fd().as_raw_fd(),
-                libc::SOL_NETLINK,
-                libc::NETLINK_LISTEN_ALL_NSID,
-                (&raw const on).cast(),
-                size_of_val(&on) as libc::socklen_t,
-            )
-        };
-        Errno::result(result)?;
+        socket.switch_on(libc::NETLINK_LISTEN_ALL_NSID)?;
         // Bursts: a node's worth of pods may start at once.
         if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &(4 << 20)).is_err() {
             setsockopt(&socket.as_fd(), sockopt::RcvBuf, &(4 << 20))?;
@@ -119,13 +108,32 @@ impl Socket {
         Ok(socket)
     }
 
+    fn switch_on(&self, option: libc::c_int) -> io::Result<()> {
+        let on: libc::c_int = 1;
+        // SAFETY: the descriptor is open, and the option's value is an int that outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                self.as_fd().as_raw_fd(),
+                libc::SOL_NETLINK,
+                option,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        Errno::result(result)?;
+        Ok(())
+    }
+
     fn bound(groups: u32) -> io::Result<Self> {
         netlink::Socket::open(SockProtocol::NetlinkRoute, groups).map(Self)
     }
 
-    /// All interfaces of the socket's namespace.
-    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+    /// All interfaces of a namespace, by the number that the socket's own one has for it, or of the socket's own one.
+    pub fn links(&mut self, namespace: Option<NamespaceId>) -> io::Result<Vec<Link>> {
         let mut body = vec![0; LINK_HEADER];
+        if let Some(id) = namespace {
+            attribute(&mut body, IFLA_TARGET_NETNSID, &id.to_ne_bytes());
+        }
         attribute(
             &mut body,
             IFLA_EXT_MASK,
@@ -145,13 +153,17 @@ impl Socket {
         Ok(links)
     }
 
-    /// All addresses of the socket's namespace, each with the index of its interface.
-    pub fn addresses(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
+    /// All addresses of a namespace, as [`Socket::links`], each with the index of its interface.
+    pub fn addresses(&mut self, namespace: Option<NamespaceId>) -> io::Result<Vec<(IpAddr, u32)>> {
+        let mut body = vec![0; ADDRESS_HEADER];
+        if let Some(id) = namespace {
+            attribute(&mut body, IFA_TARGET_NETNSID, &id.to_ne_bytes());
+        }
         let mut addresses = Vec::new();
         self.0.ask(
             libc::RTM_GETADDR,
             libc::NLM_F_DUMP,
-            &[0; ADDRESS_HEADER],
+            &body,
             |kind, message| {
                 if kind == libc::RTM_NEWADDR {
                     addresses.extend(address(message));
@@ -159,20 +171,6 @@ impl Socket {
             },
         )?;
         Ok(addresses)
-    }
-
-    /// The number that the socket's namespace has for another one, if it has one.
-    pub fn namespace_id(&mut self, namespace: BorrowedFd<'_>) -> io::Result<Option<NamespaceId>> {
-        let mut body = vec![0; NSID_HEADER];
-        attribute(&mut body, NETNSA_FD, &namespace.as_raw_fd().to_ne_bytes());
-        let mut id = None;
-        self.0.ask(RTM_GETNSID, 0, &body, |kind, message| {
-            if kind == RTM_NEWNSID {
-                let number = find(message, NSID_HEADER, NETNSA_NSID);
-                id = number.and_then(word).map(u32::cast_signed);
-            }
-        })?;
-        Ok(id.filter(|&id| id >= 0))
     }
 
     /// What happened since the last call; never waits.
@@ -279,7 +277,7 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_there_and_has_no_peer() {
         let mut socket = Socket::open().expect("netlink needs no privilege");
-        let links = socket.links().expect("a dump");
+        let links = socket.links(None).expect("a dump");
         let loopback = links.iter().find(|link| link.name == "lo").expect("lo");
         assert_eq!((loopback.index, &loopback.peer), (1, &None));
         assert!(loopback.loopback && !loopback.leads_elsewhere());

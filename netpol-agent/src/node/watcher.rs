@@ -19,13 +19,13 @@ use tokio::sync::watch;
 use super::{
     Place, Report, Request, Wanted, addresses,
     interfaces::{Found, Knowledge},
-    namespaces::Namespaces,
+    namespaces::Inside,
     rtnetlink::{Event, Socket},
 };
 use crate::policy::object::ObjectKey;
 
 /// How long to wait before looking again for a pod that was not found, at first and at most. Only what no event tells
-/// needs this: a namespace that gets its name, or its first process, after its interfaces.
+/// needs this: a namespace that could not be read.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 pub(super) struct Watcher {
@@ -65,14 +65,6 @@ impl Watcher {
     }
 
     pub fn run(mut self) {
-        let namespaces = match Namespaces::new() {
-            Ok(namespaces) => namespaces,
-            Err(e) => {
-                return self.give_up(&format!(
-                    "cannot open the agent's own network namespace: {e}"
-                ));
-            }
-        };
         let (mut number, mut ticket) = (0, 0);
         loop {
             let asked = self
@@ -91,10 +83,7 @@ impl Watcher {
             }
             (number, ticket) = (asked.number, asked.ticket);
             let wanted = asked.wanted;
-            let trouble = match self.look(&namespaces, &wanted) {
-                Ok(trouble) => trouble,
-                Err(lost) => return self.give_up(&lost.to_string()),
-            };
+            let trouble = self.look(&wanted);
             let resolved = self.publish(&wanted, number, ticket, trouble);
             let timeout = (!resolved).then(|| {
                 let now = self.retry;
@@ -106,7 +95,7 @@ impl Watcher {
                 Err(e) => return self.give_up(&format!("cannot listen to netlink: {e}")),
             };
             if timed_out {
-                // Links may have gone to namespaces that could not be found then, and addresses may have come there.
+                // Links may have gone to namespaces that could not be read then, and addresses may have come there.
                 self.links_changed = true;
             }
         }
@@ -120,11 +109,7 @@ impl Watcher {
 
     /// Reads what has changed, looks for the pods that have no interface, and looks again at the interfaces of those that have
     /// one. Returns what went wrong, if anything.
-    fn look(
-        &mut self,
-        namespaces: &Namespaces,
-        wanted: &[Wanted],
-    ) -> Result<Option<String>, super::namespaces::Lost> {
+    fn look(&mut self, wanted: &[Wanted]) -> Option<String> {
         let mut trouble = None;
         if self.addresses_changed {
             match addresses::read(&mut self.socket) {
@@ -136,7 +121,7 @@ impl Watcher {
             }
         }
         if self.links_changed {
-            match self.socket.links() {
+            match self.socket.links(None) {
                 Ok(links) => {
                     self.known.set_links(&links);
                     self.links_changed = false;
@@ -151,14 +136,19 @@ impl Watcher {
         };
         if wanted.iter().any(lacks) {
             let unread: BTreeSet<_> = self.known.unread().collect();
-            if !unread.is_empty() {
-                self.known
-                    .inside
-                    .append(&mut namespaces.read(&mut self.socket, unread)?);
-                self.known.resolve(wanted, &mut self.mapped);
+            for namespace in unread {
+                match Inside::read(&mut self.socket, namespace) {
+                    Ok(inside) => {
+                        self.known.inside.insert(namespace, inside);
+                    }
+                    Err(e) => {
+                        tracing::debug!(namespace, error = %e, "cannot look into a network namespace");
+                    }
+                }
             }
+            self.known.resolve(wanted, &mut self.mapped);
         }
-        Ok(trouble)
+        trouble
     }
 
     /// Publishes the report. Returns whether there is nothing to look for any more.

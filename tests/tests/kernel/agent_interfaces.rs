@@ -1,7 +1,5 @@
 //! A pod is found by its address, wherever its network namespace is and whenever it comes; and no other pod is taken for it.
 
-use std::process::{Child, Command};
-
 use anyhow::{Context as _, ensure};
 use ipnet::IpNet;
 use netpol_tests::{
@@ -239,46 +237,24 @@ fn the_same_address_behind_another_node_is_not_taken() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A process that does nothing. Killed on drop.
-struct Sleeper(Child);
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
-fn a_namespace_without_a_name_is_found_through_its_processes() -> anyhow::Result<()> {
+fn a_namespace_without_a_name_and_without_a_process_is_found() -> anyhow::Result<()> {
     let (mut lab, files, mut agent) = stage()?;
     lab.apply(&sandbox("late"))?;
     let device = lab.device(&late("late"))?;
     // Its name goes; the lab's thread keeps it, which is no process of its own.
-    let station = lab.station(&late("late"))?;
-    station.namespace.unname();
+    lab.station(&late("late"))?.namespace.unname();
     files.write("late.yaml", &manifest("late"))?;
     agent.wait()?;
-    missing(&agent, "late", "neither a name in /run/netns nor a process")?;
-
-    // A child of a thread begins in the namespace of that thread.
-    let child = station
-        .worker
-        .run(|| async { Command::new("sleep").arg("600").spawn() })?;
-    let _sleeper = Sleeper(child);
-    status_until(
-        &agent,
-        "it is found through the process that came",
-        enforced("late", device),
-    )?;
-    expect(&lab, "with a process and no name", LATE)?;
+    status_until(&agent, "it is found", enforced("late", device))?;
+    expect(&lab, "with neither a process nor a name", LATE)?;
     agent.kill()?;
 
     let mut agent = Agent::start_at(&lab, files.path(), Hook::Auto, &[])?;
     agent.wait()?;
     let status = agent.status()?;
     ensure!(enforced("late", device)(&status), "{status:#}");
-    expect(&lab, "with a process and no name, after a restart", LATE)?;
+    expect(&lab, "after a restart", LATE)?;
     agent.stop()?;
     Ok(())
 }
