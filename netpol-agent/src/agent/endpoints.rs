@@ -5,9 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use netpol_common::{Address, Endpoint, Isolation, size};
+use netpol_common::{Address, Endpoint, Isolation};
 
 use crate::{
+    dataplane::FORMER,
     node::{DeviceKind, Identity, Interface, Report, Wanted},
     policy::object::ObjectKey,
 };
@@ -189,7 +190,7 @@ impl Endpoints {
 
     /// Whether there is a place for the statistics of this slot.
     pub fn fits(slot: u32) -> bool {
-        slot < size::SLOTS
+        slot < FORMER
     }
 
     /// An interface whose endpoint has to go.

@@ -2,17 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use netpol_common::{Endpoint, Reason, Tally, TunnelKey, lost};
+use netpol_common::{Endpoint, TunnelKey, lost};
 
 use super::repair;
 use crate::{
-    dataplane::{Dataplane, Error, TableFill},
+    dataplane::{Dataplane, Error, TableFill, Tallies},
     node::{Device, DeviceKind},
     policy::Edit,
 };
-
-/// Packets of one endpoint, by direction and reason.
-pub(super) type Tallies = [[Tally; Reason::COUNT]; 2];
 
 pub(super) trait Kernel {
     type Error: std::error::Error;

@@ -10,15 +10,10 @@ use std::{
 
 use netpol_common::{Direction, Endpoint, Reason, Tally, TunnelKey};
 
-use super::{
-    AwayStatus, Origin,
-    endpoints::Orders,
-    enforcer::Enforcer,
-    kernel::{Kernel, Tallies},
-};
+use super::{AwayStatus, Origin, endpoints::Orders, enforcer::Enforcer, kernel::Kernel};
 use crate::{
     cluster::{Away, Update},
-    dataplane::TableFill,
+    dataplane::{TableFill, Tallies},
     node::{Device, DeviceKind, Identity, Interface, Missing, Place, Report},
     policy::{
         Edit, ObjectChange,

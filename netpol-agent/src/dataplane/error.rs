@@ -25,6 +25,18 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The file system of the pins.
+    #[error(
+        "cannot mount a bpf file system on {}: {source} (it needs CAP_SYS_ADMIN; where the agent has not got that, mount it \
+         before, with `netpol-agent mount-bpffs` or `mount -t bpf bpf {}`)",
+        path.display(), path.display()
+    )]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A pinned map has another layout than this version expects.
     #[error(
         "the pinned map {} has another layout than this version: run `netpol-agent cleanup` first (pods are open \

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData};
 use netpol_common::{Address, Endpoint, Flow, FlowKey, Peer, map};
 
-use super::{Error, error::os_error, pins::Pins};
+use super::{
+    Error,
+    error::os_error,
+    pins::{Pins, open},
+};
 
 /// Handles of their own on the flow tables and on what is needed to write into them.
 pub struct Flows {
@@ -18,16 +22,6 @@ pub struct Flows {
 
 /// `BPF_NOEXIST` of include/uapi/linux/bpf.h
 const NO_EXIST: u64 = 1;
-
-fn open<T: TryFrom<Map, Error = MapError>>(pins: &Pins, table: &'static str) -> Result<T, Error> {
-    MapData::from_pin(pins.map(table))
-        .and_then(Map::from_map_data)
-        .and_then(T::try_from)
-        .map_err(|e| Error::Read {
-            table,
-            source: os_error(e),
-        })
-}
 
 impl Flows {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {

@@ -9,12 +9,12 @@ mod links;
 pub mod memory;
 mod pins;
 mod qdisc;
+mod readings;
 mod sys;
 mod tables;
 
 use std::{
     collections::BTreeSet,
-    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -33,11 +33,13 @@ pub use self::{
     flows::Flows,
     links::{HookChoice, HookKind},
     pins::{Hook, holds_pins},
+    readings::{FORMER, Readings, TableFill, Tallies},
     sys::{grace, monotonic, tick},
 };
 use self::{
     error::os_error,
     pins::{LinkPin, Pins},
+    readings::Moving,
     tables::EditTables,
 };
 use crate::{object, policy::edit::Edit};
@@ -95,6 +97,7 @@ pub struct Dataplane {
     tunnels: HashMap<MapData, TunnelKey, u32>,
     statistics: PerCpuArray<MapData, Tally>,
     lost: PerCpuArray<MapData, u64>,
+    moving: Moving,
     epoch_map: Array<MapData, u32>,
     epoch: u32,
 }
@@ -145,27 +148,6 @@ const PINNED: [(&str, usize, usize); 16] = [
     (map::STATS, size_of::<u32>(), size_of::<Tally>()),
     (map::EPOCH, size_of::<u32>(), size_of::<u32>()),
 ];
-
-/// The tables whose fill is of interest, in the order in which `status` shows them.
-const FILLED: [&str; 6] = [
-    map::PEER_HOSTS,
-    map::PEER_NETS,
-    map::RULES,
-    map::PORTS,
-    map::ENDPOINTS,
-    map::FLOWS,
-];
-
-/// How full a table is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TableFill {
-    /// The map.
-    pub name: &'static str,
-    /// How many elements it holds.
-    pub entries: usize,
-    /// How many it can hold.
-    pub capacity: usize,
-}
 
 impl Dataplane {
     /// Loads the programs and opens the tables, pinned ones where there are some. Nothing is attached or changed yet.
@@ -226,6 +208,7 @@ impl Dataplane {
             tunnels,
             statistics,
             lost,
+            moving: Moving::default(),
             epoch_map,
             epoch,
         };
@@ -350,7 +333,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Removes the endpoint of an interface and the statistics of its slot. The programs stay: they judge nothing of a pod
+    /// Removes the endpoint of an interface; what was counted for it goes to [`FORMER`]. The programs stay: they judge nothing of a pod
     /// that is not known, and what other pods have sent to it.
     ///
     /// # Errors
@@ -370,7 +353,7 @@ impl Dataplane {
                 });
             }
         }
-        self.clear_statistics(endpoint.slot)
+        self.give_up_statistics(endpoint.slot)
     }
 
     /// Puts both classifiers on the host side of a pod's veth, in place of whatever program of ours is there.
@@ -486,39 +469,54 @@ impl Dataplane {
     /// # Errors
     ///
     /// If the table cannot be read.
-    pub fn statistics(&self, slot: u32) -> Result<[[Tally; Reason::COUNT]; 2], Error> {
-        let mut all = [[Tally::default(); Reason::COUNT]; 2];
-        for direction in Direction::BOTH {
-            for reason in Reason::ALL {
-                let index = Tally::index(slot, direction, reason);
-                let cpus = self.statistics.get(&index, 0).map_err(|e| Error::Read {
-                    table: map::STATS,
-                    source: os_error(e),
-                })?;
-                let sum = &mut all[direction as usize][reason as usize];
-                for cpu in cpus.iter() {
-                    sum.packets += cpu.packets;
-                    sum.bytes += cpu.bytes;
-                }
+    pub fn statistics(&self, slot: u32) -> Result<Tallies, Error> {
+        let mut all = Tallies::default();
+        for (index, direction, reason) in counts_of(slot) {
+            let cpus = self.statistics.get(&index, 0).map_err(|e| Error::Read {
+                table: map::STATS,
+                source: os_error(e),
+            })?;
+            let sum = &mut all[direction as usize][reason as usize];
+            for cpu in cpus.iter() {
+                sum.packets += cpu.packets;
+                sum.bytes += cpu.bytes;
             }
         }
         Ok(all)
     }
 
-    fn clear_statistics(&mut self, slot: u32) -> Result<(), Error> {
+    /// Counts what a slot has counted under [`FORMER`] instead.
+    fn give_up_statistics(&mut self, slot: u32) -> Result<(), Error> {
+        let moving = self.moving.clone();
+        let _nobody_reads = moving.lock();
+        let own = self.statistics(slot)?;
+        let former = self.statistics(FORMER)?;
         let failed = |source| Error::Write {
             table: map::STATS,
             source,
         };
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| failed(e))?;
-        for direction in Direction::BOTH {
-            for reason in Reason::ALL {
-                let zero = aya::maps::PerCpuValues::try_from(vec![Tally::default(); cpus])
-                    .map_err(failed)?;
-                self.statistics
-                    .set(Tally::index(slot, direction, reason), zero, 0)
-                    .map_err(|e| failed(os_error(e)))?;
+        for (to, direction, reason) in counts_of(FORMER) {
+            let sum = |of: &Tallies| of[direction as usize][reason as usize];
+            let (own, former) = (sum(&own), sum(&former));
+            let mut values = vec![Tally::default(); cpus];
+            let mut set = |index, values: &[Tally]| {
+                aya::maps::PerCpuValues::try_from(values.to_vec())
+                    .map_err(failed)
+                    .and_then(|values| {
+                        let set = self.statistics.set(index, values, 0);
+                        set.map_err(|e| failed(os_error(e)))
+                    })
+            };
+            let zero = values.clone();
+            if own != Tally::default() {
+                values[0] = Tally {
+                    packets: former.packets + own.packets,
+                    bytes: former.bytes + own.bytes,
+                };
+                set(to, &values)?;
             }
+            set(Tally::index(slot, direction, reason), &zero)?;
         }
         Ok(())
     }
@@ -529,24 +527,7 @@ impl Dataplane {
     ///
     /// If a table cannot be read.
     pub fn fill(&self) -> Result<Vec<TableFill>, Error> {
-        let fill = |name: &'static str| {
-            let read = |source| Error::Read {
-                table: name,
-                source,
-            };
-            let pin = self.pins.map(name);
-            let info = MapInfo::from_pin(&pin).map_err(|e| read(os_error(e)))?;
-            let map = sys::open_pin(&pin).map_err(read)?;
-            let (key, value) = (info.key_size() as usize, info.value_size() as usize);
-            let capacity = info.max_entries() as usize;
-            let entries = sys::count(map.as_fd(), key, value, capacity).map_err(read)?;
-            Ok(TableFill {
-                name,
-                entries,
-                capacity,
-            })
-        };
-        FILLED.into_iter().map(fill).collect()
+        readings::fill(&self.pins)
     }
 
     /// How many drops have no record, by [`lost`].
@@ -555,15 +536,16 @@ impl Dataplane {
     ///
     /// If the table cannot be read.
     pub fn lost(&self) -> Result<[u64; lost::COUNT as usize], Error> {
-        let mut all = [0; lost::COUNT as usize];
-        for (index, sum) in (0..).zip(&mut all) {
-            let cpus = self.lost.get(&index, 0).map_err(|e| Error::Read {
-                table: map::LOST,
-                source: os_error(e),
-            })?;
-            *sum = cpus.iter().sum();
-        }
-        Ok(all)
+        readings::sum_lost(&self.lost)
+    }
+
+    /// What is read for metrics, for another thread.
+    ///
+    /// # Errors
+    ///
+    /// If a pin cannot be opened.
+    pub fn readings(&self) -> Result<Readings, Error> {
+        Readings::open(&self.pins, &self.moving)
     }
 
     /// The records of drops. Only once: there is one reader.
@@ -634,6 +616,15 @@ impl Dataplane {
     }
 }
 
+/// Mounts a bpf file system for a pin directory if there is none. Returns where, if it did.
+///
+/// # Errors
+///
+/// If it cannot be mounted.
+pub fn mount_bpffs(root: &Path) -> Result<Option<PathBuf>, Error> {
+    Ok(Pins::new(root).mount()?.map(Path::to_owned))
+}
+
 /// Reads what traced programs log.
 pub type Tracer = aya_log::EbpfLogger<&'static dyn log::Log>;
 
@@ -673,6 +664,13 @@ pub fn cleanup(root: &Path, force: bool) -> Result<Removed, Error> {
     }
     removed.pins = removed.links + pins.remove_all()?;
     Ok(removed)
+}
+
+/// What is counted of a slot: index, direction and reason.
+fn counts_of(slot: u32) -> impl Iterator<Item = (u32, Direction, Reason)> {
+    Direction::BOTH.into_iter().flat_map(move |direction| {
+        Reason::ALL.map(|reason| (Tally::index(slot, direction, reason), direction, reason))
+    })
 }
 
 fn program(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, Error> {

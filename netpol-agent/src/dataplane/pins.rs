@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::maps::{Map, MapData, MapError};
 use netpol_common::map;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::Error;
+use super::{Error, error::os_error};
 
 /// Where nodes mount it.
 const USUAL: &str = "/sys/fs/bpf";
@@ -148,28 +149,43 @@ impl Pins {
     ///
     /// If the directory cannot be made or the file system cannot be mounted (needs `CAP_SYS_ADMIN`).
     pub(super) fn prepare(&self) -> Result<(), Error> {
-        let wrap = |what: &'static str| {
-            let path = self.root.clone();
-            move |source: io::Error| Error::Pins { what, path, source }
-        };
-        if !holds_pins(&self.root) {
-            let target = if self.root.starts_with(USUAL) {
-                Path::new(USUAL)
-            } else {
-                self.root.as_path()
-            };
-            fs::create_dir_all(target).map_err(wrap("make the directory"))?;
-            mount(
-                Some("bpf"),
-                target,
-                Some("bpf"),
-                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-                Some("mode=0700"),
-            )
-            .map_err(io::Error::from)
-            .map_err(wrap("mount the bpf file system"))?;
+        self.mount()?;
+        fs::create_dir_all(self.directory()).map_err(|source| Error::Pins {
+            what: "make the directory",
+            path: self.root.clone(),
+            source,
+        })
+    }
+
+    /// Mounts a BPF file system for the pins if there is none. Returns where, if it did.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pins::prepare`].
+    pub(super) fn mount(&self) -> Result<Option<&Path>, Error> {
+        if holds_pins(&self.root) {
+            return Ok(None);
         }
-        fs::create_dir_all(self.directory()).map_err(wrap("make the directory"))
+        let target = if self.root.starts_with(USUAL) {
+            Path::new(USUAL)
+        } else {
+            self.root.as_path()
+        };
+        let failed = |source| Error::Mount {
+            path: target.to_owned(),
+            source,
+        };
+        fs::create_dir_all(target).map_err(failed)?;
+        mount(
+            Some("bpf"),
+            target,
+            Some("bpf"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+            Some("mode=0700"),
+        )
+        .map_err(io::Error::from)
+        .map_err(failed)?;
+        Ok(Some(target))
     }
 
     /// Notes which network namespace the devices of clsact filters are in. A bpf file system holds no files, but links.
@@ -338,6 +354,20 @@ pub fn holds_pins(directory: &Path) -> bool {
         .ancestors()
         .find(|p| p.exists())
         .is_some_and(is_bpf)
+}
+
+/// Opens a pinned map a second time.
+pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    table: &'static str,
+) -> Result<T, Error> {
+    MapData::from_pin(pins.map(table))
+        .and_then(Map::from_map_data)
+        .and_then(T::try_from)
+        .map_err(|e| Error::Read {
+            table,
+            source: os_error(e),
+        })
 }
 
 fn is_bpf(path: &Path) -> bool {

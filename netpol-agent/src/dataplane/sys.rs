@@ -91,6 +91,47 @@ pub(super) fn count(
     Ok(count.min(limit))
 }
 
+/// The values of neighbouring elements of an array, read with one call (`BPF_MAP_LOOKUP_BATCH`; per-CPU arrays since 5.13).
+/// `value` is the size of one in bytes, for a per-CPU array that of all CPUs together.
+pub(super) fn elements(
+    map: BorrowedFd<'_>,
+    first: u32,
+    count: usize,
+    value: usize,
+) -> io::Result<Vec<u8>> {
+    let mut keys = vec![0u32; count];
+    let mut values = vec![0u8; count * value];
+    // A batch begins behind the element that it is given.
+    let before = first.wrapping_sub(1);
+    let mut place = 0u32;
+    // SAFETY: plain data for which zero is valid.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.batch.in_batch = if first == 0 {
+        0
+    } else {
+        &raw const before as u64
+    };
+    attr.batch.out_batch = &raw mut place as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = count as u32;
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // The end of the map was reached, too.
+        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
+        _ => {}
+    }
+    // SAFETY: the member that was written above; the kernel leaves the number of elements there.
+    let found = unsafe { attr.batch.count } as usize;
+    if found == count && keys.first() == Some(&first) {
+        Ok(values)
+    } else {
+        Err(io::Error::other(format!(
+            "asked for {count} elements from {first} on, and got {found}"
+        )))
+    }
+}
+
 /// The device on which a TCX link sits: its index, 0 once the device is gone. `None` if it is no TCX link.
 pub(super) fn tcx_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     const BPF_LINK_TYPE_TCX: u32 = 11;
