@@ -1,5 +1,6 @@
 //! Everything that a contributor runs: `cargo xtask --help` is the map.
 
+mod image;
 mod machine;
 mod setup;
 mod shell;
@@ -59,6 +60,11 @@ enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Build the container image, without a container engine, and print where the archive is
+    ///
+    /// One static program and nothing else, as OCI image layout and `docker save` archive in one file. The same source gives
+    /// the same image.
+    Image(image::Options),
     /// Install what building needs (rust-src, bpf-linker); the other commands do this by themselves
     Setup,
 }
@@ -131,6 +137,7 @@ fn perform(verb: Verb) -> Result<()> {
             println!("{}", binary("netpol-agent", release)?.display());
             Ok(())
         }
+        Verb::Image(options) => image::image(&options),
         Verb::Setup => {
             setup::setup()?;
             say("setup: everything that building needs is here");
@@ -210,12 +217,7 @@ fn build(arguments: &[&str]) -> Result<()> {
 
 /// Where cargo put a program: beside this one, or in the other profile's folder.
 fn binary(name: &str, release: bool) -> Result<PathBuf> {
-    let this = env::current_exe().context("where is xtask itself?")?;
-    let target = this
-        .ancestors()
-        .nth(2)
-        .context("xtask is started by cargo, from its target directory")?;
-    let program = target
+    let program = target_folder()?
         .join(if release { "release" } else { "debug" })
         .join(name);
     program
@@ -223,4 +225,13 @@ fn binary(name: &str, release: bool) -> Result<PathBuf> {
         .then_some(())
         .with_context(|| format!("cargo built no {}", program.display()))?;
     Ok(program)
+}
+
+/// Cargo's target directory: it has put this program there.
+fn target_folder() -> Result<PathBuf> {
+    let this = env::current_exe().context("where is xtask itself?")?;
+    this.ancestors()
+        .nth(2)
+        .map(PathBuf::from)
+        .context("xtask is started by cargo, from its target directory")
 }

@@ -17,10 +17,11 @@ use crate::{
     tools::{self, LINKER_VERSION, Toolchain},
 };
 
-/// Programs that building or testing needs, and the Debian package that brings each.
-const DEBIAN: [(&str, &str); 5] = [
-    ("cc", "gcc"),
-    ("c++", "g++"),
+/// Programs that building needs, and the Debian package that brings each.
+const BUILDING: [(&str, &str); 2] = [("cc", "gcc"), ("c++", "g++")];
+
+/// Those that testing needs beside them.
+const TESTING: [(&str, &str); 3] = [
     // What the lab's nodes write Flannel's and kube-proxy's rules with, and what ends stale connections.
     ("nft", "nftables"),
     ("iptables-restore", "iptables"),
@@ -29,16 +30,57 @@ const DEBIAN: [(&str, &str); 5] = [
 
 /// Makes sure that everything is there; does nothing, quickly, when it is.
 pub fn setup() -> Result<()> {
-    let toolchain = Toolchain::of_environment().map_err(|error| anyhow!(error))?;
-    debian_packages()?;
-    rust_src(&toolchain)?;
-    linker(&toolchain)
+    debian_packages(BUILDING.iter().chain(&TESTING))?;
+    ebpf(&toolchain()?)
 }
 
-fn debian_packages() -> Result<()> {
-    let missing = DEBIAN
-        .iter()
-        .filter(|(program, _)| on_path(program).is_none());
+/// What a static program for `target` needs: C parts (cryptography, the allocator) are compiled against musl.
+pub fn setup_static(target: &str) -> Result<()> {
+    let toolchain = toolchain()?;
+    debian_packages(BUILDING.iter().chain(&[("musl-gcc", "musl-tools")]))?;
+    rust_std(&toolchain, target)?;
+    ebpf(&toolchain)
+}
+
+fn toolchain() -> Result<Toolchain> {
+    Toolchain::of_environment().map_err(|error| anyhow!(error))
+}
+
+fn ebpf(toolchain: &Toolchain) -> Result<()> {
+    rust_src(toolchain)?;
+    linker(toolchain)
+}
+
+/// Rust's library, compiled for another target.
+fn rust_std(toolchain: &Toolchain, target: &str) -> Result<()> {
+    let there = || {
+        let folder = toolchain.sysroot.join("lib/rustlib").join(target);
+        folder.join("lib").is_dir()
+    };
+    if there() {
+        return Ok(());
+    }
+    say(&format!(
+        "setup: adding {target} to Rust {}",
+        toolchain.version
+    ));
+    let mut rustup = Command::new("rustup");
+    let rustup = run(rustup
+        .current_dir(house())
+        .args(["target", "add", target])
+        .env("RUST_BACKTRACE", "0"));
+    if rustup.is_err() || !there() {
+        bail!(
+            "Rust {} has no library for {target}, and `rustup target add {target}` did not bring it: install it with \
+             whatever installed Rust, then run this again",
+            toolchain.version
+        );
+    }
+    Ok(())
+}
+
+fn debian_packages<'a>(programs: impl Iterator<Item = &'a (&'a str, &'a str)>) -> Result<()> {
+    let missing = programs.filter(|(program, _)| on_path(program).is_none());
     let packages: Vec<&str> = missing.map(|(_, package)| *package).collect();
     if packages.is_empty() {
         return Ok(());
