@@ -7,8 +7,11 @@ mod control;
 mod drops;
 mod endpoints;
 mod enforcer;
+mod health;
 mod hooks;
+mod http;
 mod kernel;
+mod metrics;
 mod repair;
 mod status;
 #[cfg(test)]
@@ -18,6 +21,7 @@ use std::{
     collections::BTreeSet,
     future::{Future, pending},
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -37,6 +41,7 @@ use self::{
     drops::Drops,
     endpoints::Orders,
     enforcer::{Enforcer, Grace},
+    health::{Progress, Question},
 };
 pub use self::{
     control::{Request, Response, SOCKET},
@@ -63,6 +68,8 @@ pub struct Options {
     pub trace: BTreeSet<ObjectKey>,
     /// Pods may send under addresses that are not theirs, and receive what is for others.
     pub allow_spoofing: bool,
+    /// Where metrics and health are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// An error that ends the agent. What is pinned stays in force.
@@ -76,6 +83,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The thread that serves metrics and health.
+    #[error("cannot start to serve metrics: {0}")]
+    Metrics(io::Error),
     /// Netlink.
     #[error("cannot listen to changes of network interfaces over netlink: {0}")]
     Discovery(io::Error),
@@ -104,6 +114,11 @@ pub async fn run<S: Source>(
         tokio::spawn(follow(dataplane.tracer()?));
     }
     let drops = Drops::start(&mut dataplane);
+    let progress = Progress::new(dataplane.epoch());
+    let questions = match options.metrics {
+        Some(address) => Some(serve_metrics(address, &dataplane, &progress)?),
+        None => None,
+    };
     let orders = Orders {
         trace: options.trace.clone(),
         guard: !options.allow_spoofing,
@@ -122,10 +137,27 @@ pub async fn run<S: Source>(
         waiters: Vec::new(),
         tickets: 0,
         drops,
+        progress,
     };
-    agent.run(asked, stop).await;
+    agent.run(asked, questions, stop).await;
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// Serves metrics and health; what is asked of the loop comes out of the channel.
+fn serve_metrics(
+    address: SocketAddr,
+    dataplane: &Dataplane,
+    progress: &Progress,
+) -> Result<mpsc::Receiver<Question>, Error> {
+    let (ask, questions) = mpsc::channel(1);
+    let sources = http::Sources {
+        ask,
+        readings: dataplane.readings()?,
+        durations: progress.durations.clone(),
+    };
+    http::serve(address, sources).map_err(Error::Metrics)?;
+    Ok(questions)
 }
 
 /// Hands on what programs log of traced packets.
@@ -229,6 +261,7 @@ struct Agent<S> {
     waiters: Vec<Waiter>,
     tickets: u64,
     drops: Drops,
+    progress: Progress,
 }
 
 /// What ended a turn's wait.
@@ -236,13 +269,19 @@ enum Turn {
     Update(Option<Update>),
     Report,
     Asked(Asked),
+    Question(Question),
     Drops(Vec<Event>),
     Grace,
     Time,
 }
 
 impl<S: Source> Agent<S> {
-    async fn run(&mut self, mut asked: mpsc::Receiver<Asked>, stop: impl Future<Output = ()>) {
+    async fn run(
+        &mut self,
+        mut asked: mpsc::Receiver<Asked>,
+        mut questions: Option<mpsc::Receiver<Question>>,
+        stop: impl Future<Output = ()>,
+    ) {
         let mut stop = std::pin::pin!(stop);
         let mut busy = false;
         loop {
@@ -254,6 +293,7 @@ impl<S: Source> Agent<S> {
                 Ok(()) = self.discovery.reports.changed() => Turn::Report,
                 () = over(&mut self.grace) => Turn::Grace,
                 Some(asked) = asked.recv() => Turn::Asked(asked),
+                question = health::next(&mut questions) => Turn::Question(question),
                 batch = self.drops.next() => Turn::Drops(batch),
                 update = next(&mut self.source) => Turn::Update(update),
                 () = timer => Turn::Time,
@@ -267,6 +307,9 @@ impl<S: Source> Agent<S> {
                     }
                 }
                 Turn::Asked((request, reply)) => self.answer(request, reply),
+                Turn::Question(reply) => {
+                    let _ = reply.send(self.vitals());
+                }
                 Turn::Drops(batch) => self.drops.take(&batch, &self.enforcer),
                 Turn::Time => {
                     let due = |f: &enforcer::Failure| f.retry <= Instant::now();
@@ -283,6 +326,7 @@ impl<S: Source> Agent<S> {
             }
             self.open_gate();
             busy = self.enforcer.work();
+            self.note_progress();
             self.serve_waiters();
             self.drops.tell(&self.enforcer);
             if self.grace.is_none()
@@ -325,6 +369,9 @@ impl<S: Source> Agent<S> {
         if self.enforcer.apply(update.changes) || self.wanted == 0 {
             self.wanted = self.discovery.want(self.enforcer.wanted());
             self.enforcer.expect(self.wanted);
+        }
+        if self.enforcer.programmed() && !self.enforcer.written() {
+            self.progress.changed();
         }
     }
 

@@ -153,25 +153,7 @@ impl Bench {
     ///
     /// If the kernel refuses.
     pub fn freeze(&self, table: &str) -> anyhow::Result<()> {
-        const BPF_MAP_FREEZE: libc::c_int = 22;
-        let map = MapData::from_pin(self.pin(table))?;
-        // union bpf_attr (include/uapi/linux/bpf.h): for this command it is the descriptor alone.
-        let attr = [map.fd().as_fd().as_raw_fd()];
-        // SAFETY: the kernel reads no more than the size says, and writes nothing.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_FREEZE,
-                attr.as_ptr(),
-                size_of_val(&attr),
-            )
-        };
-        ensure!(
-            result == 0,
-            "cannot freeze {table}: {}",
-            std::io::Error::last_os_error()
-        );
-        Ok(())
+        freeze(&self.pin(table))
     }
 
     /// The pin of a table.
@@ -290,6 +272,34 @@ impl Bench {
     fn directory(&self) -> PathBuf {
         self.pins.0.join(format!("v{}", map::SCHEMA))
     }
+}
+
+/// Makes a pinned table read-only for all user space (`BPF_MAP_FREEZE`), for ever: whoever writes to it nevertheless fails.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn freeze(pin: &Path) -> anyhow::Result<()> {
+    const BPF_MAP_FREEZE: libc::c_int = 22;
+    let map = MapData::from_pin(pin)?;
+    // union bpf_attr (include/uapi/linux/bpf.h): for this command it is the descriptor alone.
+    let attr = [map.fd().as_fd().as_raw_fd()];
+    // SAFETY: the kernel reads no more than the size says, and writes nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_FREEZE,
+            attr.as_ptr(),
+            size_of_val(&attr),
+        )
+    };
+    ensure!(
+        result == 0,
+        "cannot freeze {}: {}",
+        pin.display(),
+        std::io::Error::last_os_error()
+    );
+    Ok(())
 }
 
 /// The programs of an object.

@@ -98,13 +98,24 @@ impl Drops {
             tracing::warn!(error = %e, "cannot read how many drops have no record");
             [0; lost::COUNT as usize]
         });
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let (unread, repaired, unasked) = self.counted();
         DropStatus {
             over_budget: lost[lost::BUDGET as usize],
             buffer_full: lost[lost::FULL as usize],
-            unread: count(&self.counters.unread),
-            repaired: count(&self.counters.repaired),
-            unasked: count(&self.counters.unasked),
+            unread,
+            repaired,
+            unasked,
         }
+    }
+
+    /// The last three of them, which the reader counts.
+    pub fn counted(&self) -> (u64, u64, u64) {
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        (
+            count(&counters.unread),
+            count(&counters.repaired),
+            count(&counters.unasked),
+        )
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Enforcer<K> {
     pub endpoints: Endpoints,
     pub hooks: Hooks,
     pub failure: Option<Failure>,
+    /// How often something failed and was put off.
+    pub failures: u64,
     orders: Orders,
     report: Arc<Report>,
     /// The number of the report that answers for the local pods of now.
@@ -79,6 +81,7 @@ impl<K: Kernel> Enforcer<K> {
             endpoints: Endpoints::default(),
             hooks: Hooks::default(),
             failure: None,
+            failures: 0,
             orders,
             report: Arc::default(),
             awaited: 0,
@@ -385,16 +388,19 @@ impl<K: Kernel> Enforcer<K> {
         true
     }
 
+    /// Whether everything that is known is in tables, endpoints and epoch, but for what has failed.
+    pub fn written(&self) -> bool {
+        self.programmed && self.queue.is_empty() && !self.endpoints_due && !self.epoch_due
+    }
+
     /// What a grace period that begins now is good for, if one is needed and everything is written.
     pub fn wants_grace(&self) -> Option<Grace> {
-        let written =
-            self.programmed && self.queue.is_empty() && !self.endpoints_due && !self.epoch_due;
         let needed = self.discard_due || !self.index.settled();
         let waits = self
             .failure
             .as_ref()
             .is_some_and(|f| f.retry > Instant::now());
-        if !written || !needed || waits {
+        if !self.written() || !needed || waits {
             return None;
         }
         // An endpoint that could not be written or removed still refers to what the others have left.
@@ -527,6 +533,7 @@ impl<K: Kernel> Enforcer<K> {
 
     /// Waits, longer every time, before it is tried again.
     fn postpone(&mut self, error: String) {
+        self.failures += 1;
         let delay = self
             .failure
             .as_ref()

@@ -1,12 +1,27 @@
 //! `netpol-agent cleanup`
 
 use anyhow::bail;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{CleanupArgs, lock, mounts, preflight};
 use crate::dataplane;
 
 pub(super) fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
-    preflight::privileges()?;
+    remove(args)?;
+    if args.stay {
+        let mut ends = SigSet::empty();
+        ends.add(Signal::SIGTERM);
+        ends.add(Signal::SIGINT);
+        ends.thread_block()?;
+        ends.wait()?;
+    }
+    Ok(())
+}
+
+fn remove(args: &CleanupArgs) -> anyhow::Result<()> {
+    if let Some(lacking) = preflight::privileges()? {
+        eprintln!("netpol-agent: {lacking}");
+    }
     let pins = &args.bpf_dir.bpf_dir;
     mounts::outlive(pins);
     let lock = lock::pins(pins)?;

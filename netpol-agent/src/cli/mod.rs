@@ -9,7 +9,7 @@ mod run;
 mod status;
 mod wait;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
@@ -52,6 +52,10 @@ enum Command {
     ///
     /// Refuses while an agent is running.
     Cleanup(CleanupArgs),
+    /// Mount a bpf file system for the pins, if there is none yet
+    ///
+    /// `run` does this by itself if it may (CAP_SYS_ADMIN). In a cluster it may not, and an init container does.
+    MountBpffs(BpfDir),
 }
 
 /// Where an agent keeps its socket.
@@ -134,6 +138,11 @@ struct RunArgs {
     /// themselves. Policies are still enforced, on the addresses that packets carry: a pod can then claim another's.
     #[arg(long, env = "NETPOL_ALLOW_SPOOFING")]
     allow_spoofing: bool,
+    /// Where to serve /metrics, /healthz and /readyz over HTTP; nowhere if it is not given
+    ///
+    /// An address of the node and a port, for example 127.0.0.1:10741. An IPv6 address needs no brackets.
+    #[arg(long, env = "NETPOL_METRICS_ADDRESS", value_name = "IP:PORT", value_parser = listen_address)]
+    metrics_address: Option<SocketAddr>,
     /// Form of the log, on standard error
     #[arg(long, env = "NETPOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -165,6 +174,9 @@ struct CleanupArgs {
     /// their network namespace is another one
     #[arg(long)]
     force: bool,
+    /// Stay afterwards, until SIGTERM or SIGINT: for a pod of a DaemonSet, which is started again when it ends
+    #[arg(long)]
+    stay: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -210,11 +222,12 @@ pub fn main() -> ExitCode {
         Command::Wait(args) => wait::wait(&args),
         Command::Status(args) => status::status(&args),
         Command::Cleanup(args) => cleanup::cleanup(&args),
+        Command::MountBpffs(args) => mounts::mount_bpffs(&args.bpf_dir),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("netpol-agent: {}", sentence(&error));
+            run::tell(&sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -271,6 +284,16 @@ fn mark_mask(text: &str) -> Result<MarkField, String> {
         MarkField::FOREIGN,
         MarkField::DEFAULT.mask
     ))
+}
+
+/// `$(HOST_IP):PORT` in a manifest gives an IPv6 address without brackets.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let unbracketed = || {
+        let (ip, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
+    };
+    let address = text.parse().ok().or_else(unbracketed);
+    address.ok_or_else(|| "give an address and a port: 127.0.0.1:10741 or [::1]:10741".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -359,6 +382,28 @@ mod tests {
             both.contains("--manifests") && both.contains("--kubeconfig"),
             "{both}"
         );
+    }
+
+    #[test]
+    fn listen_addresses() {
+        for (text, address) in [
+            ("127.0.0.1:10741", "127.0.0.1:10741"),
+            ("[fd00::1]:80", "[fd00::1]:80"),
+            ("fd00::1:10741", "[fd00::1]:10741"),
+            (":::10741", "[::]:10741"),
+        ] {
+            assert_eq!(listen_address(text), Ok(address.parse().expect(address)));
+        }
+        for text in [
+            "",
+            "10741",
+            ":10741",
+            "localhost:10741",
+            "127.0.0.1",
+            "$(HOST_IP):10741",
+        ] {
+            assert!(listen_address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

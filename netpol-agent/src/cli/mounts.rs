@@ -45,6 +45,15 @@ pub(super) fn outlive(pins: &Path) {
     }
 }
 
+/// `netpol-agent mount-bpffs`
+pub(super) fn mount_bpffs(pins: &Path) -> anyhow::Result<()> {
+    match dataplane::mount_bpffs(pins)? {
+        Some(mounted) => println!("mounted a bpf file system on {}", mounted.display()),
+        None => println!("{} is on a bpf file system already", pins.display()),
+    }
+    Ok(())
+}
+
 /// The process that started this one, the one that started that, and so on, as directories of `/proc`.
 fn ancestors() -> impl Iterator<Item = PathBuf> {
     let parent = |process: &PathBuf| {

@@ -1,6 +1,9 @@
 //! `netpol-agent run`
 
-use std::io::IsTerminal as _;
+use std::{
+    io::IsTerminal as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context as _, bail};
 use futures::future::Either;
@@ -15,9 +18,9 @@ use crate::{
 };
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    log(args.log_format)?;
     preflight::check()?;
     mounts::outlive(&args.bpf_dir.bpf_dir);
-    log(args.log_format)?;
     let _run_dir = lock::run_dir(&args.run_dir.run_dir)?;
     let pins = &args.bpf_dir.bpf_dir;
     let taken = || {
@@ -63,6 +66,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         run_dir: args.run_dir.run_dir.clone(),
         trace: args.trace_pod.iter().cloned().collect(),
         allow_spoofing: args.allow_spoofing,
+        metrics: args.metrics_address,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -98,7 +102,24 @@ fn log(format: LogFormat) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            log.json().flatten_event(true).init();
+            // A panic tells of itself in several lines of plain text otherwise.
+            std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+            JSON.store(true, Ordering::Relaxed);
+        }
     }
     Ok(())
+}
+
+/// Whether everything on standard error is JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Tells why the program ends.
+pub(super) fn tell(error: &str) {
+    if JSON.load(Ordering::Relaxed) {
+        tracing::error!("{error}");
+    } else {
+        eprintln!("netpol-agent: {error}");
+    }
 }

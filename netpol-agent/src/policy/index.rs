@@ -249,6 +249,11 @@ impl Index {
         self.peers.owner(address).map(|pod| self.world.pod_key(pod))
     }
 
+    /// How many policies there are.
+    pub fn policy_count(&self) -> usize {
+        self.selection.policies.iter().count()
+    }
+
     /// All policies by namespace and name.
     pub fn policies(&self) -> impl Iterator<Item = PolicyStatus<'_>> {
         let mut policies: Vec<_> = self
