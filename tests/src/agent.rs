@@ -12,7 +12,7 @@ use std::{
     io,
     os::unix::process::CommandExt,
     path::Path,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     str::FromStr,
     thread,
     time::{Duration, Instant},
@@ -109,15 +109,30 @@ impl Agent {
             manifests: manifests.to_owned(),
             ..Site::new(lab, NODE_NAME)?
         };
-        Self::start_in(lab, site, hook, arguments)
+        Self::start_in(lab, site, hook, arguments, |_| {})
     }
 
     /// Starts the agent of one of several nodes.
     pub fn start_on(lab: &Lab, node: &str, hook: Hook) -> Result<Self, AgentError> {
-        Self::start_in(lab, Site::new(lab, node)?, hook, &[])
+        Self::start_in(lab, Site::new(lab, node)?, hook, &[], |_| {})
     }
 
-    fn start_in(lab: &Lab, site: Site, hook: Hook, arguments: &[&str]) -> Result<Self, AgentError> {
+    /// Starts the agent by a command that is changed before, for example to run it with less privilege.
+    pub fn start_changed(
+        lab: &Lab,
+        hook: Hook,
+        change: impl FnOnce(&mut Command),
+    ) -> Result<Self, AgentError> {
+        Self::start_in(lab, Site::new(lab, NODE_NAME)?, hook, &[], change)
+    }
+
+    fn start_in(
+        lab: &Lab,
+        site: Site,
+        hook: Hook,
+        arguments: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Result<Self, AgentError> {
         let failed = |error| AgentError::Io {
             what: format!("start {}", site.binary.display()),
             error,
@@ -144,6 +159,7 @@ impl Agent {
             .stderr(log)
             // Ctrl-C in a terminal is for the lab, which then ends the agent in its own way.
             .process_group(0);
+        change(&mut command);
         let child = command.spawn().map_err(failed)?;
         let note = lab.run_dir().note_child(child.id());
         let agent = Self {
@@ -230,6 +246,14 @@ impl Agent {
     /// Kills it (SIGKILL). Enforcement stays.
     pub fn kill(&mut self) -> Result<ExitStatus, AgentError> {
         self.end(Signal::SIGKILL)
+    }
+
+    /// Runs `mount-bpffs` on a lab's node.
+    pub fn mount_bpffs(lab: &Lab) -> Result<(), AgentError> {
+        let site = Site::new(lab, NODE_NAME)?;
+        let arguments = ["mount-bpffs", "--bpf-dir"];
+        let command = site.command_of(&arguments, &site.bpf_dir)?;
+        site.finish(&arguments, command).map(|_| ())
     }
 
     /// Runs `cleanup` on a lab's node: every link and pin goes.

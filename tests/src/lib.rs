@@ -5,6 +5,7 @@
 //! - [`table`]: who reaches whom, as text, matrix and difference
 //! - [`agent`]: the real agent as a child process on the lab's node
 //! - [`mod@bench`]: what the datapath costs
+//! - [`deploy`]: the manifests of `deploy/`
 //! - [`kernel`]: the programs, fed with single packets
 //! - [`mod@reference`]: the table that the naive evaluator expects
 //! - [`scenario`]: directories with a world, its policies and the expected tables
@@ -12,6 +13,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod deploy;
 pub mod kernel;
 pub mod lab;
 pub mod manifests;

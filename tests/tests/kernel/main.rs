@@ -6,6 +6,7 @@
 mod agent_cleanup;
 mod agent_events;
 mod agent_host_hooks;
+mod agent_http;
 mod agent_interfaces;
 mod agent_manifests;
 mod agent_mounts;
@@ -15,6 +16,7 @@ mod agent_status;
 mod agent_wait;
 mod dataplane_links;
 mod dataplane_tables;
+mod deploy_capabilities;
 mod flow_repair;
 mod flow_table;
 mod judge;
