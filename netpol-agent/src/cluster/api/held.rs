@@ -44,19 +44,28 @@ pub(super) struct Ident {
 }
 
 impl Ident {
+    pub fn new(kind: Kind, namespace: &str, name: &str, uid: &str, version: &str) -> Self {
+        Self {
+            name: match kind {
+                Kind::Namespace => name.into(),
+                _ => format!("{namespace}/{name}").into(),
+            },
+            uid: Uid::new(uid),
+            version: wire::version(version),
+        }
+    }
+
     /// `None` for what has no name, and so is no object.
-    pub fn of(kind: Kind, object: &Value) -> Option<Self> {
+    fn of(kind: Kind, object: &Value) -> Option<Self> {
         let text = |field| object.pointer(field).and_then(Value::as_str);
         let name = text("/metadata/name").filter(|name| !name.is_empty())?;
-        let name = match kind {
-            Kind::Namespace => name.into(),
-            _ => format!("{}/{name}", text("/metadata/namespace")?).into(),
+        let namespace = match kind {
+            Kind::Namespace => "",
+            _ => text("/metadata/namespace")?,
         };
-        Some(Self {
-            name,
-            uid: Uid::new(text("/metadata/uid").unwrap_or_default()),
-            version: wire::version(wire::resource_version(object)),
-        })
+        let uid = text("/metadata/uid").unwrap_or_default();
+        let version = wire::resource_version(object);
+        Some(Self::new(kind, namespace, name, uid, version))
     }
 
     fn key(&self) -> ObjectKey {

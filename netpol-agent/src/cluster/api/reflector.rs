@@ -471,8 +471,11 @@ async fn look(connection: Connection) -> Result<Seen, Failure> {
     let mut next: Option<String> = None;
     loop {
         let text = connection.page(Part::Metadata, next.as_deref()).await?;
-        let metadata = wire::list(&text, |object| {
-            seen.objects.extend(Ident::of(kind, &object));
+        let metadata = wire::list(&text, |object: wire::Named| {
+            let of = object.metadata;
+            let version = &of.resource_version;
+            let ident = Ident::new(kind, &of.namespace, &of.name, &of.uid, version);
+            seen.objects.push(ident);
         })
         .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
         let version = metadata.resource_version.unwrap_or_default();

@@ -1,7 +1,7 @@
 //! What the API server sends: lists, events of a watch, errors. Every item of a list is read by itself, so that one that is
 //! strange does not take the others with it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -19,16 +19,19 @@ pub(super) struct ListMetadata {
 }
 
 /// Reads a list, item by item.
-pub(super) fn list(text: &[u8], each: impl FnMut(Value)) -> serde_json::Result<ListMetadata> {
+pub(super) fn list<'de, T: Deserialize<'de>>(
+    text: &'de [u8],
+    each: impl FnMut(T),
+) -> serde_json::Result<ListMetadata> {
     let mut json = serde_json::Deserializer::from_slice(text);
-    let metadata = List(each).deserialize(&mut json)?;
+    let metadata = List(each, PhantomData).deserialize(&mut json)?;
     json.end()?;
     Ok(metadata)
 }
 
-struct List<F>(F);
+struct List<T, F>(F, PhantomData<T>);
 
-impl<'de, F: FnMut(Value)> DeserializeSeed<'de> for List<F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for List<T, F> {
     type Value = ListMetadata;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<ListMetadata, D::Error> {
@@ -36,7 +39,7 @@ impl<'de, F: FnMut(Value)> DeserializeSeed<'de> for List<F> {
     }
 }
 
-impl<'de, F: FnMut(Value)> Visitor<'de> for List<F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for List<T, F> {
     type Value = ListMetadata;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,7 +51,7 @@ impl<'de, F: FnMut(Value)> Visitor<'de> for List<F> {
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "metadata" => metadata = map.next_value()?,
-                "items" => map.next_value_seed(Items(&mut self.0))?,
+                "items" => map.next_value_seed(Items(&mut self.0, PhantomData))?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -56,9 +59,9 @@ impl<'de, F: FnMut(Value)> Visitor<'de> for List<F> {
     }
 }
 
-struct Items<'a, F>(&'a mut F);
+struct Items<'a, T, F>(&'a mut F, PhantomData<T>);
 
-impl<'de, F: FnMut(Value)> DeserializeSeed<'de> for Items<'_, F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Items<'_, T, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -66,7 +69,7 @@ impl<'de, F: FnMut(Value)> DeserializeSeed<'de> for Items<'_, F> {
     }
 }
 
-impl<'de, F: FnMut(Value)> Visitor<'de> for Items<'_, F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Items<'_, T, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,6 +87,25 @@ impl<'de, F: FnMut(Value)> Visitor<'de> for Items<'_, F> {
         }
         Ok(())
     }
+}
+
+/// Who an object is, and in which version, of a list of metadata.
+#[derive(Debug, Deserialize)]
+pub(super) struct Named {
+    pub metadata: NamedMetadata,
+}
+
+/// See [`Named`].
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NamedMetadata {
+    pub name: String,
+    #[serde(default)]
+    pub namespace: String,
+    #[serde(default)]
+    pub uid: String,
+    #[serde(default)]
+    pub resource_version: String,
 }
 
 /// One line of a watch.
@@ -180,12 +202,15 @@ mod tests {
         ] {
             let mut items = Vec::new();
             let metadata =
-                list(text.as_bytes(), |item| items.push(item.to_string())).expect("a list");
+                list(text.as_bytes(), |item: Value| items.push(item.to_string())).expect("a list");
             assert_eq!(items, [r#"{"a":1}"#, r#""odd""#, r#"{"a":2}"#]);
             assert_eq!(metadata.resource_version.as_deref(), Some("7"));
             assert_eq!(metadata.next.as_deref(), Some("c"));
         }
-        list(br#"{"metadata":{},"items":null}"#, |_| panic!("no items")).expect("an empty list");
-        list(br#"{"metadata":{},"items":[{}"#, drop).expect_err("cut off");
+        list(br#"{"metadata":{},"items":null}"#, |_: Value| {
+            panic!("no items")
+        })
+        .expect("an empty list");
+        list(br#"{"metadata":{},"items":[{}"#, drop::<Value>).expect_err("cut off");
     }
 }
