@@ -4,6 +4,7 @@
 //! through one bounded channel: an agent that is busy slows the connections down instead of collecting what they bring.
 
 mod access;
+mod check;
 mod held;
 mod reflector;
 mod request;

@@ -9,8 +9,6 @@
 //! ```
 
 use std::{
-    future::{Future, pending},
-    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,11 +17,12 @@ use futures::FutureExt as _;
 use hyper::StatusCode;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
-    held::{Goal, Held, Ident, Seen},
+    check::{Check, Step},
+    held::Held,
     request::{Connection, Failure, Lines, Part, Refusal},
     timing::Timing,
     wire::{self, Event, Status, What},
@@ -77,26 +76,12 @@ pub(super) struct Reflector {
     news: bool,
 }
 
-/// The answer to somebody who waits for everything that is on the server now.
-enum Check {
-    /// Nobody waits.
-    Idle,
-    /// The server is asked what there is.
-    Asking(
-        u64,
-        Pin<Box<dyn Future<Output = Result<Seen, Failure>> + Send>>,
-    ),
-    /// The watch has to bring this, and soon.
-    Awaiting(u64, Vec<Goal>, Instant),
-}
-
 /// What a turn of the watch has brought.
 enum Turn {
     Read(Result<bool, Failure>),
     Silent,
     Asked,
-    Seen(Result<Seen, Failure>),
-    Withheld,
+    Checked(Step),
 }
 
 impl Reflector {
@@ -200,8 +185,9 @@ impl Reflector {
         let mut check = Check::Idle;
         let mut heard = Instant::now();
         loop {
-            if !initial {
-                self.ask(&mut check);
+            let ticket_now = *self.tickets.borrow_and_update();
+            if !initial && ticket_now > self.covers {
+                check.ask(ticket_now, &self.connection);
             }
             // A list does not pause.
             let limit = if initial {
@@ -209,18 +195,13 @@ impl Reflector {
             } else {
                 self.timing.idle
             };
-            let withheld = match &check {
-                Check::Awaiting(_, _, until) => Some(*until),
-                _ => None,
-            };
             let turn = tokio::select! {
                 read = timeout_at(heard + limit, lines.more()) => read.map_or(Turn::Silent, Turn::Read),
                 asked = self.tickets.changed() => match asked {
                     Ok(()) => Turn::Asked,
                     Err(_) => return Err(Failure::Closed),
                 },
-                seen = seen(&mut check) => Turn::Seen(seen),
-                () = due(withheld) => Turn::Withheld,
+                step = check.step() => Turn::Checked(step),
             };
             match turn {
                 Turn::Asked => {}
@@ -253,18 +234,15 @@ impl Reflector {
                 Turn::Silent => {
                     return Err(Failure::Broken(format!("nothing came for {limit:?}")));
                 }
-                Turn::Seen(Ok(seen)) => {
-                    if let Check::Asking(ticket, _) = check {
-                        let until = Instant::now() + self.timing.withhold;
-                        check = Check::Awaiting(ticket, self.held.behind(&seen), until);
-                        self.meet(&mut check);
-                        self.tell().await?;
-                    }
+                Turn::Checked(Step::Seen(Ok(seen))) => {
+                    check.compare(&seen, &self.held, self.timing.withhold);
+                    self.meet(&mut check);
+                    self.tell().await?;
                 }
                 // A page of it was too old.
-                Turn::Seen(Err(Failure::Expired)) => check = Check::Idle,
-                Turn::Seen(Err(failure)) => return Err(failure),
-                Turn::Withheld => {
+                Turn::Checked(Step::Seen(Err(Failure::Expired))) => check = Check::Idle,
+                Turn::Checked(Step::Seen(Err(failure))) => return Err(failure),
+                Turn::Checked(Step::Withheld) => {
                     tracing::warn!(
                         kind = %self.connection.kind(),
                         "the watch does not bring what the server has; everything is listed again"
@@ -324,24 +302,11 @@ impl Reflector {
         Ok(())
     }
 
-    /// Asks the server what there is, if somebody waits for that.
-    fn ask(&self, check: &mut Check) {
-        let ticket = *self.tickets.borrow();
-        if matches!(check, Check::Idle) && ticket > self.covers {
-            *check = Check::Asking(ticket, Box::pin(look(self.connection.clone())));
-        }
-    }
-
-    /// Strikes what has come off the list of what is awaited.
+    /// Takes note of what those who wait have been waiting for.
     fn meet(&mut self, check: &mut Check) {
-        let Check::Awaiting(ticket, goals, _) = check else {
-            return;
-        };
-        goals.retain(|goal| !self.held.meets(goal));
-        if goals.is_empty() {
-            self.covers = self.covers.max(*ticket);
+        if let Some(ticket) = check.met(&self.held) {
+            self.covers = self.covers.max(ticket);
             self.news = true;
-            *check = Check::Idle;
         }
     }
 
@@ -462,43 +427,4 @@ fn is_unsupported(refusal: &Refusal) -> bool {
         refusal.code,
         Some(StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)
     )
-}
-
-/// What there is on the server now: names and versions.
-async fn look(connection: Connection) -> Result<Seen, Failure> {
-    let kind = connection.kind();
-    let mut seen = Seen::default();
-    let mut next: Option<String> = None;
-    loop {
-        let text = connection.page(Part::Metadata, next.as_deref()).await?;
-        let metadata = wire::list(&text, |object: wire::Named| {
-            let of = object.metadata;
-            let version = &of.resource_version;
-            let ident = Ident::new(kind, &of.namespace, &of.name, &of.uid, version);
-            seen.objects.push(ident);
-        })
-        .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
-        let version = metadata.resource_version.unwrap_or_default();
-        seen.version = wire::version(&version);
-        next = metadata.next.filter(|next| !next.is_empty());
-        if next.is_none() {
-            return Ok(seen);
-        }
-    }
-}
-
-/// The answer of the server, or never.
-async fn seen(check: &mut Check) -> Result<Seen, Failure> {
-    match check {
-        Check::Asking(_, answer) => answer.await,
-        _ => pending().await,
-    }
-}
-
-/// Returns at this time, or never.
-async fn due(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
-    }
 }

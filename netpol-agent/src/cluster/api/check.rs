@@ -1,0 +1,101 @@
+//! Somebody waits for everything that is on the server now: what is that, and has it come?
+
+use std::{
+    future::{Future, pending},
+    pin::Pin,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    held::{Goal, Held, Ident, Seen},
+    request::{Connection, Failure, Part},
+    wire,
+};
+
+/// The answer that is being made out.
+pub(super) enum Check {
+    /// Nobody waits.
+    Idle,
+    /// The server is asked what there is, for this ticket.
+    Asking(
+        u64,
+        Pin<Box<dyn Future<Output = Result<Seen, Failure>> + Send>>,
+    ),
+    /// The watch has to bring this, and until then.
+    Awaiting(u64, Vec<Goal>, Instant),
+}
+
+/// What a turn of the check has brought.
+pub(super) enum Step {
+    /// The server has answered, or not.
+    Seen(Result<Seen, Failure>),
+    /// The watch did not bring what the server has.
+    Withheld,
+}
+
+impl Check {
+    /// Asks the server for a ticket, unless it is being asked already.
+    pub fn ask(&mut self, ticket: u64, connection: &Connection) {
+        if matches!(self, Self::Idle) {
+            *self = Self::Asking(ticket, Box::pin(look(connection.clone())));
+        }
+    }
+
+    /// Goes on when there is something new. Cancelling loses nothing.
+    pub async fn step(&mut self) -> Step {
+        match self {
+            Self::Idle => pending().await,
+            Self::Asking(_, answer) => Step::Seen(answer.await),
+            Self::Awaiting(_, _, until) => {
+                sleep_until(*until).await;
+                Step::Withheld
+            }
+        }
+    }
+
+    /// The server has answered: what is missing has to come in this time.
+    pub fn compare(&mut self, seen: &Seen, held: &Held, withhold: Duration) {
+        if let Self::Asking(ticket, _) = self {
+            let until = Instant::now() + withhold;
+            *self = Self::Awaiting(*ticket, held.behind(seen), until);
+        }
+    }
+
+    /// Strikes what has come off the list. Returns the ticket when nothing is left.
+    pub fn met(&mut self, held: &Held) -> Option<u64> {
+        let Self::Awaiting(ticket, goals, _) = self else {
+            return None;
+        };
+        let ticket = *ticket;
+        goals.retain(|goal| !held.meets(goal));
+        goals.is_empty().then(|| {
+            *self = Self::Idle;
+            ticket
+        })
+    }
+}
+
+/// What there is on the server now: names and versions.
+async fn look(connection: Connection) -> Result<Seen, Failure> {
+    let kind = connection.kind();
+    let mut seen = Seen::default();
+    let mut next: Option<String> = None;
+    loop {
+        let text = connection.page(Part::Metadata, next.as_deref()).await?;
+        let metadata = wire::list(&text, |object: wire::Named| {
+            let of = object.metadata;
+            let version = &of.resource_version;
+            let ident = Ident::new(kind, &of.namespace, &of.name, &of.uid, version);
+            seen.objects.push(ident);
+        })
+        .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
+        let version = metadata.resource_version.unwrap_or_default();
+        seen.version = wire::version(&version);
+        next = metadata.next.filter(|next| !next.is_empty());
+        if next.is_none() {
+            return Ok(seen);
+        }
+    }
+}
