@@ -29,7 +29,7 @@ pub use error::AgentError;
 pub use fleet::Fleet;
 
 use crate::lab::{Lab, NODE_NAME};
-use site::Site;
+use site::{Site, Source};
 
 /// Names the agent's binary, for a test of a binary that lies elsewhere.
 pub const BINARY_VARIABLE: &str = "NETPOL_AGENT_BIN";
@@ -106,7 +106,23 @@ impl Agent {
         arguments: &[&str],
     ) -> Result<Self, AgentError> {
         let site = Site {
-            manifests: manifests.to_owned(),
+            source: Source::Manifests(manifests.to_owned()),
+            ..Site::new(lab, NODE_NAME)?
+        };
+        Self::start_in(lab, site, hook, arguments)
+    }
+
+    /// Starts the agent with the objects of the API server that a kubeconfig names, where the lab's node has this name.
+    pub fn start_with_api(
+        lab: &Lab,
+        kubeconfig: &Path,
+        node_name: &str,
+        hook: Hook,
+        arguments: &[&str],
+    ) -> Result<Self, AgentError> {
+        let site = Site {
+            source: Source::Kubeconfig(kubeconfig.to_owned()),
+            node: node_name.to_owned(),
             ..Site::new(lab, NODE_NAME)?
         };
         Self::start_in(lab, site, hook, arguments, |_| {})
@@ -145,8 +161,7 @@ impl Agent {
         let mut command = site.command()?;
         command
             .arg("run")
-            .arg("--manifests")
-            .arg(&site.manifests)
+            .args(site.source.arguments())
             .args(["--node-name", &site.node])
             .arg("--run-dir")
             .arg(&site.run_dir)
@@ -236,6 +251,20 @@ impl Agent {
     /// Everything it wrote.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.site.log).unwrap_or_default()
+    }
+
+    /// Stops it in its tracks (SIGSTOP): it sees nothing of what happens until [`Agent::thaw`].
+    pub fn freeze(&self) {
+        self.child
+            .iter()
+            .for_each(|child| send(child, Signal::SIGSTOP));
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.child
+            .iter()
+            .for_each(|child| send(child, Signal::SIGCONT));
     }
 
     /// Asks it to end (SIGTERM) and waits. Enforcement stays.

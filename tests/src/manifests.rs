@@ -60,11 +60,12 @@ impl DocumentId {
         Self::new("NetworkPolicy", namespace, name)
     }
 
-    fn of(value: &Value) -> Option<Self> {
+    /// What a document says of itself.
+    pub(crate) fn of(value: &Value) -> Option<Self> {
         let kind = value["kind"].as_str()?;
         let name = value["metadata"]["name"].as_str()?;
         let namespace = match kind {
-            "Namespace" | "Node" | "Host" => "",
+            "Namespace" | "Node" | "Host" | "ClusterRole" | "ClusterRoleBinding" => "",
             _ => value["metadata"]["namespace"].as_str().unwrap_or("default"),
         };
         Some(Self::new(kind, namespace, name))
@@ -232,6 +233,11 @@ impl World {
             !matches!(&document.body, Body::Object(value) if DocumentId::of(value).as_ref() == Some(id))
         });
         Ok(())
+    }
+
+    /// Every object, in order; items of lists too.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Value> {
+        self.objects().map(|(_, value)| value)
     }
 
     /// Every document of a kind.

@@ -1,5 +1,7 @@
 //! Everything that a contributor runs: `cargo xtask --help` is the map.
 
+mod control_plane;
+mod go;
 mod image;
 mod machine;
 mod setup;
@@ -10,6 +12,7 @@ use std::{env, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use control_plane::Programs;
 use shell::{become_program, cargo, run, say};
 
 /// Everything that a contributor runs.
@@ -43,12 +46,21 @@ enum Verb {
         /// Only tests whose name contains this, for example s01
         #[arg(long, value_name = "NAME")]
         only: Option<OsString>,
+        /// Leave out the tests against a real kube-apiserver, for which it is built from Go modules (some minutes, once)
+        ///
+        /// The variable NETPOL_CONTROL_PLANE_BIN names a folder with a ready kube-apiserver and etcd instead.
+        #[arg(long)]
+        without_control_plane: bool,
         /// For the test programs, for example `-- --nocapture`
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
     /// What continuous integration runs: format, lints, tests (root)
-    Ci,
+    Ci {
+        /// As of `test`
+        #[arg(long)]
+        without_control_plane: bool,
+    },
     /// Measure (root)
     Bench {
         #[command(subcommand)]
@@ -67,6 +79,8 @@ enum Verb {
     Image(image::Options),
     /// Install what building needs (rust-src, bpf-linker); the other commands do this by themselves
     Setup,
+    /// Build the kube-apiserver and the etcd of the tests, and print the folder that they are in
+    ControlPlane,
 }
 
 #[derive(Subcommand)]
@@ -107,8 +121,14 @@ fn main() -> ExitCode {
 fn perform(verb: Verb) -> Result<()> {
     match verb {
         Verb::Run { args } => lab(&args),
-        Verb::Test { only, args } => test(only, &args),
-        Verb::Ci => {
+        Verb::Test {
+            only,
+            without_control_plane,
+            args,
+        } => test(only, without_control_plane, &args),
+        Verb::Ci {
+            without_control_plane,
+        } => {
             machine::check()?;
             run(&mut cargo(["fmt", "--all", "--check"]))?;
             run(&mut cargo([
@@ -120,7 +140,7 @@ fn perform(verb: Verb) -> Result<()> {
                 "--deny",
                 "warnings",
             ]))?;
-            test(None, &[])
+            test(None, without_control_plane, &[])
         }
         Verb::Bench { what } => match what {
             Bench::Datapath { args } => bench("datapath", &args),
@@ -141,6 +161,10 @@ fn perform(verb: Verb) -> Result<()> {
         Verb::Setup => {
             setup::setup()?;
             say("setup: everything that building needs is here");
+            Ok(())
+        }
+        Verb::ControlPlane => {
+            println!("{}", Programs::begin()?.folder()?.display());
             Ok(())
         }
     }
@@ -190,12 +214,18 @@ fn bench(what: &str, args: &[OsString]) -> Result<()> {
 /// keeps the number of namespaces, and the time that each agent has, the same on a large machine.
 const TESTS_AT_ONCE: &str = "4";
 
-fn test(only: Option<OsString>, args: &[OsString]) -> Result<()> {
+fn test(only: Option<OsString>, without_control_plane: bool, args: &[OsString]) -> Result<()> {
     machine::check()?;
     setup::setup()?;
+    // Beside the build of the tests, and done before they run: some of them count losses.
+    let control_plane = (!without_control_plane).then(Programs::begin).transpose()?;
+    let features = match &control_plane {
+        Some(_) => "netpol-tests/control-plane",
+        None => "netpol-tests/kernel",
+    };
     // One selection of packages for both commands: another one could choose other features of shared dependencies, and
     // compile them a second time.
-    let all = ["--workspace", "--features", "netpol-tests/kernel"];
+    let all = ["--workspace", "--features", features];
     build(&[&all[..], &["--bins", "--tests"]].concat())?;
     let mut tests = cargo(["test"]);
     tests
@@ -204,10 +234,17 @@ fn test(only: Option<OsString>, args: &[OsString]) -> Result<()> {
         .args(only)
         .args(args)
         .env("NETPOL_AGENT_BIN", binary("netpol-agent", false)?);
+    if let Some(control_plane) = control_plane {
+        tests.env(control_plane::VARIABLE, control_plane.folder()?);
+    }
     if env::var_os("RUST_TEST_THREADS").is_none() {
         tests.env("RUST_TEST_THREADS", TESTS_AT_ONCE);
     }
-    run(&mut tests)
+    let result = run(&mut tests);
+    if without_control_plane {
+        say("the tests against a real kube-apiserver were left out (--without-control-plane)");
+    }
+    result
 }
 
 fn build(arguments: &[&str]) -> Result<()> {

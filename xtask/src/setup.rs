@@ -85,6 +85,11 @@ fn debian_packages<'a>(programs: impl Iterator<Item = &'a (&'a str, &'a str)>) -
     if packages.is_empty() {
         return Ok(());
     }
+    install_packages(&packages)
+}
+
+/// Installs Debian's packages of these names, where the system has apt-get.
+pub fn install_packages(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if on_path("apt-get").is_none() {
         bail!(
@@ -95,7 +100,7 @@ fn debian_packages<'a>(programs: impl Iterator<Item = &'a (&'a str, &'a str)>) -
     run(apt_get().arg("update"))?;
     run(apt_get()
         .args(["install", "--yes", "--no-install-recommends"])
-        .args(&packages))
+        .args(packages))
 }
 
 fn apt_get() -> Command {
@@ -277,7 +282,8 @@ fn lib_llvm(toolchain: &Toolchain) -> Result<PathBuf> {
     })
 }
 
-fn tools_folder() -> Result<PathBuf> {
+/// Where the tools are kept.
+pub fn tools_folder() -> Result<PathBuf> {
     tools::cache().with_context(no_cache)
 }
 
@@ -286,7 +292,7 @@ fn no_cache() -> &'static str {
 }
 
 /// Points `name` at `target`, whatever it pointed at before.
-fn link(target: &Path, name: &Path) -> Result<()> {
+pub fn link(target: &Path, name: &Path) -> Result<()> {
     let folder = name.parent().expect("a link lies in a folder");
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     if name.is_symlink() {

@@ -57,11 +57,35 @@ pub fn works(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
+/// What a command prints; if it fails, what it says of that.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", shown(command)))?;
+    if !output.status.success() {
+        bail!(
+            "{} failed ({}): {}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A program's place on PATH.
 pub fn on_path(program: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?)
+    on_path_all(program).into_iter().next()
+}
+
+/// All its places on PATH.
+pub fn on_path_all(program: &str) -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
         .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
+        .filter(|file| file.is_file())
+        .collect()
 }
 
 fn shown(command: &Command) -> String {

@@ -79,10 +79,11 @@ impl Console {
 
     /// The arguments of `run` that the lab's agent is started with; a test replaces some.
     pub fn run_arguments(&self) -> Vec<String> {
+        let [option, source] = self.site.source.arguments();
         [
             "run",
-            "--manifests",
-            &self.site.manifests.display().to_string(),
+            &option.to_string_lossy(),
+            &source.to_string_lossy(),
             "--node-name",
             NODE_NAME,
             "--run-dir",

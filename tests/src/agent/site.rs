@@ -1,7 +1,9 @@
 //! Where an agent runs, and how its commands are started.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -10,13 +12,31 @@ use std::{
 use super::{AgentError, BINARY_VARIABLE};
 use crate::lab::{self, Lab};
 
+/// Where an agent has its objects from.
+pub(super) enum Source {
+    /// A directory.
+    Manifests(PathBuf),
+    /// The API server that a kubeconfig names.
+    Kubeconfig(PathBuf),
+}
+
+impl Source {
+    /// The option of `run` and its value.
+    pub fn arguments(&self) -> [&OsStr; 2] {
+        match self {
+            Self::Manifests(directory) => ["--manifests".as_ref(), directory.as_ref()],
+            Self::Kubeconfig(file) => ["--kubeconfig".as_ref(), file.as_ref()],
+        }
+    }
+}
+
 /// What every command of the agent needs to know.
 pub(super) struct Site {
     pub binary: PathBuf,
     pub node: String,
     pub namespace: OwnedFd,
     pub directory: PathBuf,
-    pub manifests: PathBuf,
+    pub source: Source,
     pub run_dir: PathBuf,
     pub bpf_dir: PathBuf,
     pub log: PathBuf,
@@ -30,7 +50,7 @@ impl Site {
             node: node.to_owned(),
             namespace: lab.node_named(node)?.station().namespace.open()?.into(),
             directory: lab.run_dir().path().to_owned(),
-            manifests: lab.run_dir().manifests(),
+            source: Source::Manifests(lab.run_dir().manifests()),
             run_dir: own.agent,
             bpf_dir: own.bpf,
             log: own.log,

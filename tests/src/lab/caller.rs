@@ -34,16 +34,27 @@ impl Caller {
         to: &Destination,
         family: Family,
     ) -> Result<Self, LabError> {
+        Self::open_at(lab, from, to, family, 0)
+    }
+
+    /// As [`Caller::open`], from this port: what is sent can be taken for what somebody else has sent.
+    pub fn open_at(
+        lab: &Lab,
+        from: &Party,
+        to: &Destination,
+        family: Family,
+        port: u16,
+    ) -> Result<Self, LabError> {
         let failed = |error: io::Error| LabError::NotConnected {
             from: from.to_string(),
             to: to.to_string(),
             reason: error.to_string(),
         };
-        let (address, Port::Udp(port)) = lab.goal(to, family)? else {
+        let (address, Port::Udp(there)) = lab.goal(to, family)? else {
             return Err(failed(io::Error::other("the port is no UDP port")));
         };
-        let goal = SocketAddr::new(address, port);
-        let source = SocketAddr::new(lab.address(from, family)?, 0);
+        let goal = SocketAddr::new(address, there);
+        let source = SocketAddr::new(lab.address(from, family)?, port);
         let opened = lab.station(from)?.worker.run(move || async move {
             let socket = UdpSocket::bind(source)?;
             socket.connect(goal)?;
@@ -54,6 +65,13 @@ impl Caller {
             to: to.clone(),
             family,
         })
+    }
+
+    /// The port that it sends from.
+    pub fn port(&self) -> Result<u16, LabError> {
+        let own = self.socket.local_addr();
+        own.map(|own| own.port())
+            .map_err(|error| LabError::io("name the port of a socket", error))
     }
 
     /// Sends a datagram and waits until its echo is back, or for so long.

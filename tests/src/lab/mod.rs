@@ -220,6 +220,11 @@ impl Lab {
         &self.backbone.outside
     }
 
+    /// The addresses of the router outside that every node reaches it by.
+    pub const fn router_addresses(&self) -> [IpAddr; 2] {
+        topology::ROUTER_ADDRESSES
+    }
+
     /// The namespace that a party lives in.
     pub fn station(&self, party: &Party) -> Result<&Station, LabError> {
         if let Some(Seat {

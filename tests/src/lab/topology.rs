@@ -100,7 +100,7 @@ pub const NODE_NAME: &str = "node";
 /// Its number among the subnets of pods.
 pub(super) const NODE_NUMBER: u8 = 1;
 
-const ROUTER_ADDRESSES: [IpAddr; 2] = uplink(1);
+pub(super) const ROUTER_ADDRESSES: [IpAddr; 2] = uplink(1);
 /// What the outside router is for everybody behind it.
 const OUTSIDE_ROUTER: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1)),
