@@ -109,7 +109,7 @@ impl Agent {
             source: Source::Manifests(manifests.to_owned()),
             ..Site::new(lab, NODE_NAME)?
         };
-        Self::start_in(lab, site, hook, arguments)
+        Self::start_in(lab, site, hook, arguments, |_| {})
     }
 
     /// Starts the agent with the objects of the API server that a kubeconfig names, where the lab's node has this name.

@@ -13,6 +13,7 @@ mod certificates;
 mod client;
 mod objects;
 mod process;
+mod seed;
 
 use std::{
     collections::BTreeMap,

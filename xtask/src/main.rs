@@ -95,6 +95,16 @@ enum Bench {
         )]
         args: Vec<OsString>,
     },
+    /// What following a cluster costs: synthetic clusters of up to 50,000 pods on a real API server
+    ControlPlane {
+        /// Options of the benchmark
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
     /// What the network between two pods carries, as a ratio to one with empty programs; and what a flood of drops costs
     /// the agent
     Throughput {
@@ -143,8 +153,9 @@ fn perform(verb: Verb) -> Result<()> {
             test(None, without_control_plane, &[])
         }
         Verb::Bench { what } => match what {
-            Bench::Datapath { args } => bench("datapath", &args),
-            Bench::Throughput { args } => bench("throughput", &args),
+            Bench::Datapath { args } => bench("datapath", &args, None),
+            Bench::Throughput { args } => bench("throughput", &args, None),
+            Bench::ControlPlane { args } => bench("control-plane", &args, Some(Programs::begin()?)),
         },
         Verb::Build { release } => {
             setup::setup()?;
@@ -188,7 +199,7 @@ fn lab(args: &[OsString]) -> Result<()> {
     )
 }
 
-fn bench(what: &str, args: &[OsString]) -> Result<()> {
+fn bench(what: &str, args: &[OsString], control_plane: Option<Programs>) -> Result<()> {
     machine::check()?;
     setup::setup()?;
     build(&[
@@ -202,12 +213,15 @@ fn bench(what: &str, args: &[OsString]) -> Result<()> {
         "netpol-bench",
         "--release",
     ])?;
-    become_program(
-        std::process::Command::new(binary("netpol-bench", true)?)
-            .arg(what)
-            .args(args)
-            .env("NETPOL_AGENT_BIN", binary("netpol-agent", true)?),
-    )
+    let mut measure = std::process::Command::new(binary("netpol-bench", true)?);
+    measure
+        .arg(what)
+        .args(args)
+        .env("NETPOL_AGENT_BIN", binary("netpol-agent", true)?);
+    if let Some(control_plane) = control_plane {
+        measure.env(control_plane::VARIABLE, control_plane.folder()?);
+    }
+    become_program(&mut measure)
 }
 
 /// Tests on real packets mostly wait for what must not arrive, so more of them than processors may run at once; a bound

@@ -1,6 +1,7 @@
 //! Benchmarks.
 
 mod cases;
+pub mod control_plane;
 pub mod datapath;
 mod flood;
 mod frames;

@@ -96,6 +96,12 @@ impl Client {
             .with_context(|| format!("etcd names no revision: {status}"))
     }
 
+    /// Writes into etcd, past the API server: all of these requests or none.
+    pub fn transact(&self, worker: &Worker, requests: &[Value]) -> anyhow::Result<()> {
+        self.ask_etcd(worker, "/v3/kv/txn", &json!({"success": requests}))
+            .map(drop)
+    }
+
     /// Makes etcd forget what was before its last change.
     pub fn compact(&self, worker: &Worker) -> anyhow::Result<()> {
         let wish = json!({"revision": self.revision(worker)?, "physical": true});

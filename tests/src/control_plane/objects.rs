@@ -88,6 +88,11 @@ impl ControlPlane {
     /// Deletes one object at once.
     pub fn delete(&mut self, id: &DocumentId) -> anyhow::Result<()> {
         self.applied.remove(id);
+        self.remove(id)
+    }
+
+    /// Deletes one object at once that [`ControlPlane::apply`] has not written.
+    pub fn remove(&self, id: &DocumentId) -> anyhow::Result<()> {
         self.client.delete(&self.worker, id, Some(0))
     }
 
