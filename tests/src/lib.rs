@@ -4,6 +4,7 @@
 //! - [`lab`]: that world as network namespaces with servers and probers
 //! - [`table`]: who reaches whom, as text, matrix and difference
 //! - [`agent`]: the real agent as a child process on the lab's node
+//! - [`cluster`]: the scenarios as real pods of a real cluster
 //! - [`control_plane`]: a real kube-apiserver and etcd for the lab's pods
 //! - [`mod@bench`]: what the datapath costs
 //! - [`deploy`]: the manifests of `deploy/`
@@ -14,6 +15,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod cluster;
 pub mod control_plane;
 pub mod deploy;
 pub mod kernel;

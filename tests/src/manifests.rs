@@ -60,8 +60,8 @@ impl DocumentId {
         Self::new("NetworkPolicy", namespace, name)
     }
 
-    /// What a document says of itself.
-    pub(crate) fn of(value: &Value) -> Option<Self> {
+    /// The id of a document; `None` for one without kind or name.
+    pub fn of(value: &Value) -> Option<Self> {
         let kind = value["kind"].as_str()?;
         let name = value["metadata"]["name"].as_str()?;
         let namespace = match kind {
@@ -246,6 +246,13 @@ impl World {
             .filter_map(|(_, value)| DocumentId::of(value))
             .filter(|id| id.kind == kind)
             .collect()
+    }
+
+    /// Every kind that there is a document of.
+    pub fn kinds(&self) -> BTreeSet<String> {
+        let kinds = self.objects();
+        let kinds = kinds.filter_map(|(_, value)| value["kind"].as_str());
+        kinds.map(str::to_owned).collect()
     }
 
     /// The pods that the lab understands, in order.

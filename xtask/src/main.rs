@@ -1,8 +1,11 @@
 //! Everything that a contributor runs: `cargo xtask --help` is the map.
 
+mod cluster_test;
+mod conformance;
 mod control_plane;
 mod go;
 mod image;
+mod kind;
 mod machine;
 mod setup;
 mod shell;
@@ -55,6 +58,23 @@ enum Verb {
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+    /// A cluster of containers with Flannel: make it, test the agent on it, delete it (kind, kubectl, and an engine for kind)
+    Kind {
+        #[command(subcommand)]
+        verb: kind::Kind,
+    },
+    /// The scenarios as real pods, on any cluster: `cargo xtask cluster-test --context NAME`
+    ClusterTest {
+        /// Options of the suite; say `cargo xtask cluster-test -- --help` for all of them
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
+    /// What others test of NetworkPolicy, on a cluster with the agent: Kubernetes' end-to-end tests and cyclonus (go)
+    Conformance(conformance::Conformance),
     /// What continuous integration runs: format, lints, tests (root)
     Ci {
         /// As of `test`
@@ -136,6 +156,9 @@ fn perform(verb: Verb) -> Result<()> {
             without_control_plane,
             args,
         } => test(only, without_control_plane, &args),
+        Verb::Kind { verb } => kind::perform(verb),
+        Verb::ClusterTest { args } => cluster_test::run_suite(&args),
+        Verb::Conformance(options) => conformance::perform(&options),
         Verb::Ci {
             without_control_plane,
         } => {

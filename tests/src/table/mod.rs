@@ -102,6 +102,17 @@ impl Table {
         *row.entry(source.clone()).or_default().get_mut(family) = Some(outcome);
     }
 
+    /// Takes every outcome of another table in the place of the own one.
+    pub fn overlay(&mut self, other: &Self) {
+        for (source, destination, cell) in other.iter() {
+            for family in Family::ALL {
+                if let Some(outcome) = cell.get(family) {
+                    self.set(source, destination, family, outcome);
+                }
+            }
+        }
+    }
+
     /// The cell of a source at a destination. The node is open where the table does not say otherwise.
     pub fn cell(&self, source: &Party, destination: &Destination) -> Option<Cell> {
         let row = self.cells.get(destination)?;

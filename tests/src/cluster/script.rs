@@ -1,0 +1,161 @@
+//! All probes of one pod in one `exec`: a shell script that runs them side by side, and what it prints.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use netpol_agent::policy::object::Protocol;
+
+use super::probes::Probe;
+use crate::table::{Failure, Outcome};
+
+/// How many connection attempts run in one pod at the same time.
+const AT_ONCE: usize = 16;
+
+/// The script: one line of output for each probe, `NUMBER STATUS WORDS`.
+pub fn script(probes: &[&Probe], timeout: Duration) -> String {
+    let mut script = format!(
+        "try() {{ said=$(/agnhost connect --timeout={}ms --protocol=$2 \"$3\" 2>&1); echo \"$1 $? $said\"; }}\n",
+        timeout.as_millis()
+    );
+    for (nth, probe) in probes.iter().enumerate() {
+        let protocol = match probe.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        };
+        let goal = std::net::SocketAddr::new(probe.address, probe.port);
+        script.push_str(&format!("try {nth} {protocol} '{goal}' &\n"));
+        if (nth + 1) % AT_ONCE == 0 {
+            script.push_str("wait\n");
+        }
+    }
+    script.push_str("wait\n");
+    script
+}
+
+/// The outcome of each of `count` probes, from what the script printed.
+pub fn outcomes(printed: &str, count: usize) -> Result<Vec<Outcome>> {
+    let mut outcomes = vec![None; count];
+    for line in printed.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(nth), Some(status)) = (words.next(), words.next()) else {
+            bail!("the probes printed `{line}`, which is no result");
+        };
+        let nth: usize = nth
+            .parse()
+            .with_context(|| format!("the probes printed `{line}`, which is no result"))?;
+        let said = words.next().unwrap_or_default();
+        let outcome = outcome(status, said)?;
+        *outcomes
+            .get_mut(nth)
+            .with_context(|| format!("there is no probe {nth}"))? = Some(outcome);
+    }
+    outcomes
+        .into_iter()
+        .enumerate()
+        .map(|(nth, outcome)| {
+            outcome.with_context(|| format!("probe {nth} of {count} printed nothing:\n{printed}"))
+        })
+        .collect()
+}
+
+/// What `agnhost connect` says of one attempt. A refusal is an error here: every port that is probed has a server behind it,
+/// so who refuses is not the server but a rule, or kube-proxy because nobody is behind a Service.
+fn outcome(status: &str, said: &str) -> Result<Outcome> {
+    if status == "0" {
+        return Ok(Outcome::Open);
+    }
+    let (word, rest) = said.split_once(':').unwrap_or((said, ""));
+    let error = |failure| Ok(Outcome::Error(failure));
+    match word {
+        "TIMEOUT" => Ok(Outcome::Denied),
+        "REFUSED" => error(Failure::Errno(libc::ECONNREFUSED)),
+        "OTHER" | "UNKNOWN" if rest.contains("connection refused") => {
+            error(Failure::Errno(libc::ECONNREFUSED))
+        }
+        "OTHER" | "UNKNOWN" if rest.contains("no route to host") => error(Failure::HostUnreachable),
+        "OTHER" | "UNKNOWN" if rest.contains("network is unreachable") => {
+            error(Failure::NetUnreachable)
+        }
+        "OTHER" | "UNKNOWN" if rest.contains("operation not permitted") => {
+            error(Failure::NotPermitted)
+        }
+        "OTHER" | "UNKNOWN" if rest.contains("permission denied") => error(Failure::Prohibited),
+        _ => bail!(
+            "`agnhost connect` ended with {status} and said `{said}`: does the probe image have it?"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::table::{Destination, Party, Port};
+
+    fn probe(address: &str, port: Port) -> Probe {
+        let (protocol, number) = port.transport().unwrap();
+        Probe {
+            source: Party::Node,
+            destination: Destination::new(Party::Node, port),
+            address: address.parse().unwrap(),
+            protocol,
+            port: number,
+        }
+    }
+
+    #[test]
+    fn each_word_of_agnhost_has_its_outcome() {
+        let printed = "1 1 TIMEOUT\n0 0 \n2 1 REFUSED\n\
+            3 1 OTHER: dial tcp 10.0.0.1:80: connect: no route to host\n\
+            4 1 TIMEOUT: read udp 10.0.0.1:1->10.0.0.2:53: i/o timeout\n\
+            5 1 UNKNOWN: write udp: operation not permitted\n";
+        assert_eq!(
+            outcomes(printed, 6).unwrap(),
+            [
+                Outcome::Open,
+                Outcome::Denied,
+                Outcome::Error(Failure::Errno(libc::ECONNREFUSED)),
+                Outcome::Error(Failure::HostUnreachable),
+                Outcome::Denied,
+                Outcome::Error(Failure::NotPermitted),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_result_is_never_taken_for_a_denial() {
+        for printed in [
+            "",
+            "0 127 sh: /agnhost: not found\n",
+            "0\n",
+            "7 0 \n",
+            "x 0\n",
+        ] {
+            assert!(outcomes(printed, 1).is_err(), "{printed:?}");
+        }
+    }
+
+    /// The script in this machine's shell, with a program in the place of agnhost that fails as it does.
+    #[test]
+    fn the_script_prints_one_line_for_each_probe() {
+        let directory = tempfile::tempdir().unwrap();
+        let stand_in = directory.path().join("agnhost");
+        std::fs::write(
+            &stand_in,
+            "#!/bin/sh\ncase \"$3 $4\" in *udp*) echo TIMEOUT >&2; exit 1;; esac\n[ \"$4\" = '[fd00::1]:80' ]\n",
+        )
+        .unwrap();
+        let mut probes = vec![probe("fd00::1", Port::Tcp(80))];
+        probes.extend((0..20).map(|nth| probe("10.0.0.1", Port::Udp(nth + 1))));
+        let script = script(&probes.iter().collect::<Vec<_>>(), Duration::from_secs(2))
+            .replace("/agnhost", &format!("sh {}", stand_in.display()));
+        assert!(script.contains("--timeout=2000ms"), "{script}");
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let outcomes = outcomes(&printed, probes.len()).unwrap();
+        assert_eq!(outcomes[0], Outcome::Open);
+        assert!(outcomes[1..].iter().all(|one| *one == Outcome::Denied));
+    }
+}

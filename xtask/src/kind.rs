@@ -1,0 +1,343 @@
+//! `cargo xtask kind`: a cluster of containers with Flannel, the agent on it, and the connectivity suite without and with it.
+//!
+//! Everything is done by the ordinary programs, `kind`, `kubectl` and `docker`, with the kubeconfig and the engine that they
+//! find by themselves. Where no container registry can be reached, images come from archives.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::{
+    cluster_test,
+    shell::{cargo, house, on_path, output, run, say, works},
+};
+
+/// What the overlay calls the agent's image, and where its DaemonSet is.
+const AGENT: (&str, &str) = ("kube-system", "netpol-agent");
+
+#[derive(Subcommand)]
+pub enum Kind {
+    /// Make the cluster if it is not there, and deploy the agent
+    Up {
+        #[command(flatten)]
+        cluster: Cluster,
+        /// Leave the agent out
+        #[arg(long)]
+        without_agent: bool,
+    },
+    /// The connectivity suite, first without the agent (everything open) and then with it
+    Test {
+        #[command(flatten)]
+        cluster: Cluster,
+        /// For the suite: see `cargo xtask cluster-test -- --help`
+        #[arg(last = true, value_name = "ARGS")]
+        suite: Vec<OsString>,
+    },
+    /// Delete the cluster
+    Down {
+        /// The cluster's name
+        #[arg(long, default_value = "netpol")]
+        name: String,
+    },
+}
+
+/// The cluster, and what it is made of. The defaults need a container registry; the options name what to take instead.
+#[derive(Args)]
+pub struct Cluster {
+    /// The cluster's name; its context is kind-NAME
+    #[arg(long, default_value = "netpol")]
+    name: String,
+    /// The nodes' image, or an archive of it; else the one of the installed kind
+    #[arg(long, value_name = "IMAGE|FILE")]
+    node_image: Option<String>,
+    /// Images that the nodes shall not pull, as archives (`docker save`); may be given several times
+    #[arg(long, value_name = "FILE")]
+    image_archive: Vec<PathBuf>,
+    /// kind's description of the cluster
+    #[arg(long, value_name = "FILE", default_value = "deploy/kind/cluster.yaml")]
+    cluster_config: PathBuf,
+    /// Flannel's manifest, a file or a URL
+    #[arg(
+        long,
+        value_name = "FILE|URL",
+        default_value = "deploy/kind/flannel.yaml"
+    )]
+    flannel: String,
+    /// The agent's image as an archive; else it is built
+    #[arg(long, value_name = "FILE")]
+    agent_archive: Option<PathBuf>,
+    /// The agent's manifests, as a kustomization
+    #[arg(long, value_name = "DIR", default_value = "deploy/overlays/kind")]
+    overlay: PathBuf,
+}
+
+pub fn perform(verb: Kind) -> Result<()> {
+    match verb {
+        Kind::Up {
+            cluster,
+            without_agent,
+        } => {
+            cluster.make()?;
+            if !without_agent {
+                cluster.deploy()?;
+            }
+            say(&format!(
+                "the cluster is there: kubectl --context {} get pods -A",
+                cluster.context()
+            ));
+            Ok(())
+        }
+        Kind::Test { cluster, suite } => cluster.test(&suite),
+        Kind::Down { name } => {
+            need("kind")?;
+            run(program("kind").args(["delete", "cluster", "--name", &name]))
+        }
+    }
+}
+
+impl Cluster {
+    fn context(&self) -> String {
+        format!("kind-{}", self.name)
+    }
+
+    fn kubectl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = program("kubectl");
+        command.arg("--context").arg(self.context()).args(arguments);
+        command
+    }
+
+    fn exists(&self) -> Result<bool> {
+        let clusters = output(program("kind").args(["get", "clusters", "--quiet"]))?;
+        Ok(clusters.lines().any(|name| name == self.name))
+    }
+
+    fn has_agent(&self) -> bool {
+        let (namespace, name) = AGENT;
+        works(&mut self.kubectl(["--namespace", namespace, "get", "daemonset", name]))
+    }
+
+    /// The cluster without the agent, ready for pods.
+    fn make(&self) -> Result<()> {
+        need("kind")?;
+        need("kubectl")?;
+        if self.exists()? {
+            say(&format!("cluster {} is there already", self.name));
+        } else {
+            // Before minutes are spent on a cluster.
+            for file in &self.image_archive {
+                readable(file)?;
+            }
+            say(&format!("making cluster {}", self.name));
+            let mut create = program("kind");
+            create
+                .args(["create", "cluster", "--name", &self.name, "--config"])
+                .arg(at_home(&self.cluster_config));
+            if let Some(image) = &self.node_image {
+                create.arg("--image").arg(node_image(image)?);
+            }
+            run(&mut create)?;
+        }
+        for file in &self.image_archive {
+            self.load(file)?;
+        }
+        say("Flannel");
+        let manifest = match Path::new(&self.flannel) {
+            _ if self.flannel.contains("://") => OsString::from(&self.flannel),
+            file => at_home(file).into_os_string(),
+        };
+        run(self.kubectl(["apply", "--filename"]).arg(manifest))?;
+        // Nodes are not ready until the CNI is.
+        let rolled_out = ["rollout", "status", "--timeout=300s", "--namespace"];
+        run(self
+            .kubectl(rolled_out)
+            .args(["kube-flannel", "daemonset/kube-flannel-ds"]))?;
+        run(&mut self.kubectl([
+            "wait",
+            "--for=condition=Ready",
+            "nodes",
+            "--all",
+            "--timeout=300s",
+        ]))?;
+        run(self
+            .kubectl(rolled_out)
+            .args(["kube-system", "deployment/coredns"]))
+    }
+
+    fn load(&self, archive: &Path) -> Result<()> {
+        say(&format!("loading {}", archive.display()));
+        run(program("kind")
+            .args(["load", "image-archive", "--name", &self.name])
+            .arg(readable(archive)?))
+    }
+
+    /// The agent's image into the nodes, its manifests to the API server, and the wait until every node enforces.
+    fn deploy(&self) -> Result<()> {
+        let archive = match &self.agent_archive {
+            Some(archive) => archive.clone(),
+            None => built_image()?,
+        };
+        self.load(&archive)?;
+        say("the agent");
+        run(self
+            .kubectl(["apply", "--kustomize"])
+            .arg(at_home(&self.overlay)))?;
+        let (namespace, name) = AGENT;
+        // An image under the same name may be a new one.
+        let daemonset = format!("daemonset/{name}");
+        run(&mut self.kubectl(["--namespace", namespace, "rollout", "restart", &daemonset]))?;
+        run(&mut self.kubectl([
+            "--namespace",
+            namespace,
+            "rollout",
+            "status",
+            &daemonset,
+            "--timeout=300s",
+        ]))
+    }
+
+    /// Takes the agent away with all that it enforces: that stays when its pods are only deleted.
+    fn undeploy(&self) -> Result<()> {
+        let (namespace, name) = AGENT;
+        say("taking the agent away");
+        let label = format!("app.kubernetes.io/name={name}");
+        let pods = output(&mut self.kubectl([
+            "--namespace",
+            namespace,
+            "get",
+            "pods",
+            "--selector",
+            &label,
+            "--output=name",
+        ]))?;
+        if pods.trim().is_empty() {
+            bail!(
+                "DaemonSet {namespace}/{name} has no pods with the label {label}: begin anew by `cargo xtask kind down --name {}`",
+                self.name
+            );
+        }
+        for pod in pods.lines() {
+            run(&mut self.kubectl([
+                "--namespace",
+                namespace,
+                "exec",
+                pod,
+                "--",
+                "netpol-agent",
+                "cleanup",
+                "--force",
+            ]))?;
+        }
+        run(self
+            .kubectl(["delete", "--wait", "--kustomize"])
+            .arg(at_home(&self.overlay)))
+    }
+
+    fn test(&self, suite: &[OsString]) -> Result<()> {
+        self.make()?;
+        if self.has_agent() {
+            self.undeploy()?;
+        }
+        let context = [OsString::from("--context"), self.context().into()];
+        let suite_with = |more: &[&str]| -> Vec<OsString> {
+            let more = more.iter().map(OsString::from);
+            context
+                .iter()
+                .cloned()
+                .chain(suite.iter().cloned())
+                .chain(more)
+                .collect()
+        };
+        say("the suite without the agent: policies exist, and everything must stay open");
+        let without = cluster_test::run_suite(&suite_with(&["--without-agent"]));
+        self.deploy()?;
+        say("the suite with the agent");
+        let with = cluster_test::run_suite(&suite_with(&[]));
+        without.context("without the agent")?;
+        with.context("with the agent")?;
+        say("both halves are as expected");
+        Ok(())
+    }
+}
+
+/// The agent's image, built from this source.
+fn built_image() -> Result<PathBuf> {
+    let printed = output(&mut cargo(["xtask", "image"]))?;
+    let path = printed.lines().last().map(str::trim).unwrap_or_default();
+    readable(Path::new(path))
+        .context("`cargo xtask image` prints where the image is")
+        .map(Path::to_owned)
+}
+
+/// A program by its name on PATH, or by the path in a variable of its name: `KIND=/opt/kind`.
+pub fn program(name: &str) -> Command {
+    Command::new(env::var_os(name.to_uppercase()).unwrap_or_else(|| name.into()))
+}
+
+/// Refuses, before anything is done, when a program is missing.
+pub fn need(name: &str) -> Result<()> {
+    let variable = name.to_uppercase();
+    if env::var_os(&variable).is_none() && on_path(name).is_none() {
+        bail!("`{name}` is not on PATH: install it, or name it by the variable {variable}");
+    }
+    Ok(())
+}
+
+/// A path that the command line leaves at its default is meant from the workspace.
+fn at_home(path: &Path) -> PathBuf {
+    if path.exists() {
+        path.to_owned()
+    } else {
+        house().join(path)
+    }
+}
+
+fn readable(file: &Path) -> Result<&Path> {
+    std::fs::File::open(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(file)
+}
+
+/// The name of the nodes' image; an archive is loaded into the engine first.
+fn node_image(image: &str) -> Result<String> {
+    if !Path::new(image).is_file() {
+        return Ok(image.to_owned());
+    }
+    need("docker")?;
+    say(&format!("loading {image} into the engine"));
+    let said = output(program("docker").args(["load", "--quiet", "--input", image]))?;
+    loaded(&said)
+        .with_context(|| format!("docker load of {image} names no image: {said}"))
+        .map(str::to_owned)
+}
+
+/// `Loaded image: kindest/node:v1.35.0`
+fn loaded(said: &str) -> Option<&str> {
+    said.lines()
+        .find_map(|line| line.strip_prefix("Loaded image: "))
+        .map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_says_what_it_has_loaded() {
+        assert_eq!(
+            loaded("Loaded image: kindest/node:v1.35.0\n"),
+            Some("kindest/node:v1.35.0")
+        );
+        assert_eq!(loaded("Loaded image ID: sha256:0123\n"), None);
+    }
+
+    #[test]
+    fn defaults_are_files_of_the_workspace() {
+        assert!(at_home(Path::new("deploy/kind/cluster.yaml")).is_file());
+        assert!(at_home(Path::new("deploy/kind/flannel.yaml")).is_file());
+    }
+}
