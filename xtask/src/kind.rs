@@ -62,11 +62,11 @@ pub struct Cluster {
     /// kind's description of the cluster
     #[arg(long, value_name = "FILE", default_value = "deploy/kind/cluster.yaml")]
     cluster_config: PathBuf,
-    /// Flannel's manifest, a file or a URL
+    /// Flannel: a kustomization, a manifest or a URL
     #[arg(
         long,
-        value_name = "FILE|URL",
-        default_value = "deploy/kind/flannel.yaml"
+        value_name = "DIR|FILE|URL",
+        default_value = "deploy/kind/flannel"
     )]
     flannel: String,
     /// The agent's image as an archive; else it is built
@@ -147,11 +147,8 @@ impl Cluster {
             self.load(file)?;
         }
         say("Flannel");
-        let manifest = match Path::new(&self.flannel) {
-            _ if self.flannel.contains("://") => OsString::from(&self.flannel),
-            file => at_home(file).into_os_string(),
-        };
-        run(self.kubectl(["apply", "--filename"]).arg(manifest))?;
+        let (how, what) = manifest(&self.flannel);
+        run(self.kubectl(["apply", how]).arg(what))?;
         // Nodes are not ready until the CNI is.
         let rolled_out = ["rollout", "status", "--timeout=300s", "--namespace"];
         run(self
@@ -297,6 +294,20 @@ fn at_home(path: &Path) -> PathBuf {
     }
 }
 
+/// How kubectl is told of manifests: a kustomization, a file, or a URL.
+fn manifest(named: &str) -> (&'static str, OsString) {
+    if named.contains("://") {
+        return ("--filename", named.into());
+    }
+    let path = at_home(Path::new(named));
+    let how = if path.is_dir() {
+        "--kustomize"
+    } else {
+        "--filename"
+    };
+    (how, path.into_os_string())
+}
+
 fn readable(file: &Path) -> Result<&Path> {
     std::fs::File::open(file).with_context(|| format!("read {}", file.display()))?;
     Ok(file)
@@ -336,8 +347,18 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_files_of_the_workspace() {
+    fn defaults_are_in_the_workspace() {
         assert!(at_home(Path::new("deploy/kind/cluster.yaml")).is_file());
-        assert!(at_home(Path::new("deploy/kind/flannel.yaml")).is_file());
+        let (how, what) = manifest("deploy/kind/flannel");
+        assert_eq!(how, "--kustomize");
+        assert!(Path::new(&what).join("kustomization.yaml").is_file());
+    }
+
+    #[test]
+    fn manifests_are_files_directories_and_urls() {
+        let url = "https://example.org/flannel.yaml";
+        assert_eq!(manifest(url), ("--filename", url.into()));
+        let file = "deploy/kind/flannel/kube-flannel.yaml";
+        assert_eq!(manifest(file).0, "--filename");
     }
 }
