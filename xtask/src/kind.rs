@@ -150,10 +150,7 @@ impl Cluster {
         let (how, what) = manifest(&self.flannel);
         run(self.kubectl(["apply", how]).arg(what))?;
         // Nodes are not ready until the CNI is.
-        let rolled_out = ["rollout", "status", "--timeout=300s", "--namespace"];
-        run(self
-            .kubectl(rolled_out)
-            .args(["kube-flannel", "daemonset/kube-flannel-ds"]))?;
+        self.rolled_out("kube-flannel", "daemonset/kube-flannel-ds")?;
         run(&mut self.kubectl([
             "wait",
             "--for=condition=Ready",
@@ -161,9 +158,7 @@ impl Cluster {
             "--all",
             "--timeout=300s",
         ]))?;
-        run(self
-            .kubectl(rolled_out)
-            .args(["kube-system", "deployment/coredns"]))
+        self.rolled_out("kube-system", "deployment/coredns")
     }
 
     fn load(&self, archive: &Path) -> Result<()> {
@@ -188,51 +183,32 @@ impl Cluster {
         // An image under the same name may be a new one.
         let daemonset = format!("daemonset/{name}");
         run(&mut self.kubectl(["--namespace", namespace, "rollout", "restart", &daemonset]))?;
-        run(&mut self.kubectl([
-            "--namespace",
-            namespace,
-            "rollout",
-            "status",
-            &daemonset,
-            "--timeout=300s",
-        ]))
+        self.rolled_out(namespace, &daemonset)
     }
 
-    /// Takes the agent away with all that it enforces: that stays when its pods are only deleted.
+    /// Takes the agent away with all that it enforces, as deploy/uninstall.sh does: that stays when its pods are only deleted.
     fn undeploy(&self) -> Result<()> {
         let (namespace, name) = AGENT;
+        let daemonset = format!("daemonset/{name}");
         say("taking the agent away");
-        let label = format!("app.kubernetes.io/name={name}");
-        let pods = output(&mut self.kubectl([
-            "--namespace",
-            namespace,
-            "get",
-            "pods",
-            "--selector",
-            &label,
-            "--output=name",
-        ]))?;
-        if pods.trim().is_empty() {
-            bail!(
-                "DaemonSet {namespace}/{name} has no pods with the label {label}: begin anew by `cargo xtask kind down --name {}`",
-                self.name
-            );
-        }
-        for pod in pods.lines() {
-            run(&mut self.kubectl([
+        run(self
+            .kubectl([
                 "--namespace",
                 namespace,
-                "exec",
-                pod,
-                "--",
-                "netpol-agent",
-                "cleanup",
-                "--force",
-            ]))?;
-        }
+                "patch",
+                &daemonset,
+                "--patch-file",
+            ])
+            .arg(house().join("deploy/uninstall/cleanup.yaml")))?;
+        self.rolled_out(namespace, &daemonset)?;
         run(self
             .kubectl(["delete", "--wait", "--kustomize"])
             .arg(at_home(&self.overlay)))
+    }
+
+    fn rolled_out(&self, namespace: &str, what: &str) -> Result<()> {
+        let status = ["rollout", "status", what, "--timeout=300s"];
+        run(self.kubectl(["--namespace", namespace]).args(status))
     }
 
     fn test(&self, suite: &[OsString]) -> Result<()> {

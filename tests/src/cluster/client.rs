@@ -1,6 +1,6 @@
 //! The API server: applying and deleting our objects, waiting for pods, and running probes inside them.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, fmt, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use k8s_openapi::{
@@ -38,6 +38,23 @@ const EXEC_SLACK: Duration = Duration::from_secs(60);
 const EXEC_TRIES: u32 = 3;
 /// How long a namespace may have no service account yet: its controller makes one soon.
 const ACCOUNT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where a script runs.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Shell {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// The container in it.
+    pub container: String,
+}
+
+impl fmt::Display for Shell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.pod)
+    }
+}
 
 /// A connection to a cluster.
 pub struct Cluster {
@@ -237,32 +254,30 @@ impl Cluster {
         Ok(sets.get_opt(name).await?.is_some())
     }
 
-    /// Runs a shell script in a pod's first container and returns what it printed, for at most the time that its probes may
+    /// Runs a shell script in a pod and returns what it printed, for at most the time that its probes may
     /// take and a generous minute.
-    pub async fn shell(
-        &self,
-        namespace: &str,
-        pod: &str,
-        script: &str,
-        probes: Duration,
-    ) -> Result<String> {
+    pub async fn shell(&self, place: &Shell, script: &str, probes: Duration) -> Result<String> {
         let _turn = self.execs.acquire().await?;
         let mut last = anyhow!("not tried");
         for _ in 0..EXEC_TRIES {
-            match timeout(probes + EXEC_SLACK, self.shell_once(namespace, pod, script)).await {
+            match timeout(probes + EXEC_SLACK, self.shell_once(place, script)).await {
                 Ok(Ok(printed)) => return Ok(printed),
                 Ok(Err(error)) => last = error,
                 Err(_) => last = anyhow!("no end after {} s", (probes + EXEC_SLACK).as_secs()),
             }
             sleep(Duration::from_secs(1)).await;
         }
-        Err(last).with_context(|| format!("run probes in pod {namespace}/{pod}"))
+        Err(last).with_context(|| format!("run probes in pod {place}"))
     }
 
-    async fn shell_once(&self, namespace: &str, pod: &str, script: &str) -> Result<String> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let streams = AttachParams::default().stdout(true).stderr(true);
-        let mut process = pods.exec(pod, ["sh", "-c", script], &streams).await?;
+    async fn shell_once(&self, place: &Shell, script: &str) -> Result<String> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &place.namespace);
+        let streams = AttachParams::default()
+            .container(&place.container)
+            .stdout(true)
+            .stderr(true);
+        let command = ["sh", "-c", script];
+        let mut process = pods.exec(&place.pod, command, &streams).await?;
         let mut stdout = process.stdout().context("stdout was asked for")?;
         let mut stderr = process.stderr().context("stderr was asked for")?;
         let ended = process

@@ -43,6 +43,11 @@ pub fn image(pod: &Value) -> Option<&str> {
     pod["spec"]["containers"][0]["image"].as_str()
 }
 
+/// The name of a pod's first container.
+pub fn first_container(pod: &Value) -> Option<&str> {
+    pod["spec"]["containers"][0]["name"].as_str()
+}
+
 /// A pod in the network of a node: it probes as the kubelet does.
 pub fn on_the_node(namespace: &str, name: &str, node: &str, image: &str) -> Value {
     json!({
@@ -146,6 +151,7 @@ mod tests {
             json!({"name": "tcp-80", "image": "ours:1", "imagePullPolicy": "IfNotPresent",
                 "args": ["serve-hostname"], "ports": [{"containerPort": 80}]})
         );
+        assert_eq!(first_container(&done), Some("tcp-80"));
         assert_eq!(image(&complete(pod, "worker", None)), Some("theirs"));
     }
 

@@ -90,7 +90,12 @@ impl fmt::Display for Report {
                 moment.name,
                 moment.verdict()
             )?;
-            write!(f, "{}", moment.found.matrix(before, style))?;
+            if last.is_some_and(|last| last.differences(&moment.found).is_empty()) {
+                writeln!(f, "the table as before")?;
+            } else {
+                write!(f, "{}", moment.found.matrix(before, style))?;
+            }
+            last = Some(&moment.found);
             if !moment.wrong.is_empty() {
                 write!(f, "{}", moment.wrong)?;
             }
@@ -201,6 +206,9 @@ mod tests {
         ));
         assert!(report.is_good());
         assert!(report.to_string().contains("left out: 3 cells"));
+        report.moments.push(report.moments[0].clone());
+        assert_eq!(report.to_string().matches("from \\ to").count(), 1);
+        assert_eq!(report.to_string().matches("as before").count(), 1);
         report.failure = Some("no pods".to_owned());
         assert!(!report.is_good());
         report.failure = None;

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Options,
-    client::Cluster,
+    client::{Cluster, Shell},
     names::Names,
     pods::{self, Readiness},
     probes::{Plan, Probe},
@@ -202,19 +202,19 @@ impl<'a> Stage<'a> {
     /// Probes the cells of a table, and names the families that nobody here has an address of.
     pub async fn probe(&self, cells: &Table) -> Result<(Table, BTreeSet<Family>)> {
         let (probes, missing) = Plan::probes(cells, &self.addresses);
-        let mut by_pod: BTreeMap<(String, String), Vec<&Probe>> = BTreeMap::new();
+        let mut by_pod: BTreeMap<Shell, Vec<&Probe>> = BTreeMap::new();
         for probe in &probes {
             by_pod.entry(self.from(probe)?).or_default().push(probe);
         }
         let timeout = self.options.timeout;
         let tables: Vec<Vec<(&Probe, Outcome)>> = stream::iter(by_pod)
-            .map(|((namespace, pod), probes)| async move {
+            .map(|(shell, probes)| async move {
                 let script = script::script(&probes, timeout);
                 // Batches run one after the other.
                 let longest = timeout * u32::try_from(probes.len()).unwrap_or(u32::MAX);
-                let printed = self.cluster.shell(&namespace, &pod, &script, longest);
-                let outcomes = script::outcomes(&printed.await?, probes.len())
-                    .with_context(|| format!("probes in pod {namespace}/{pod}"))?;
+                let printed = self.cluster.shell(&shell, &script, longest).await?;
+                let outcomes = script::outcomes(&printed, probes.len())
+                    .with_context(|| format!("probes in pod {shell}"))?;
                 anyhow::Ok(probes.into_iter().zip(outcomes).collect())
             })
             .buffer_unordered(64)
@@ -227,18 +227,25 @@ impl<'a> Stage<'a> {
         Ok((found, missing))
     }
 
-    /// The pod that a probe starts in: for the node, the one in the network of the destination's own node.
-    fn from(&self, probe: &Probe) -> Result<(String, String)> {
-        match (&probe.source, &probe.destination.party) {
-            (Party::Pod(key), _) => Ok((self.names.namespace(&key.namespace), key.name.clone())),
+    /// Where a probe starts: for the node, in the pod in the network of the destination's own node.
+    fn from(&self, probe: &Probe) -> Result<Shell> {
+        let (namespace, pod) = match (&probe.source, &probe.destination.party) {
+            (Party::Pod(key), _) => (self.names.namespace(&key.namespace), key.name.clone()),
             (Party::Node, Party::Pod(key)) => {
                 let node = self.placement.get(key).context("a pod without a node")?;
                 let nth = self.nodes.iter().position(|other| other == node);
                 let nth = nth.with_context(|| format!("{node} is none of the nodes"))?;
-                Ok((self.names.namespace(NODES), node_pod(nth)))
+                (self.names.namespace(NODES), node_pod(nth))
             }
             (source, destination) => bail!("no pod stands for {source} toward {destination}"),
-        }
+        };
+        let object = self.applied.get(&DocumentId::pod(&namespace, &pod));
+        let container = object.and_then(pods::first_container);
+        Ok(Shell {
+            container: container.unwrap_or(pods::NODE_CONTAINER).to_owned(),
+            namespace,
+            pod,
+        })
     }
 
     /// Deletes everything, without waiting for its end.
