@@ -176,13 +176,16 @@ impl Cluster {
         };
         self.load(&archive)?;
         say("the agent");
+        let (namespace, name) = AGENT;
+        let daemonset = format!("daemonset/{name}");
+        let was_there = self.has_agent();
         run(self
             .kubectl(["apply", "--kustomize"])
             .arg(at_home(&self.overlay)))?;
-        let (namespace, name) = AGENT;
-        // An image under the same name may be a new one.
-        let daemonset = format!("daemonset/{name}");
-        run(&mut self.kubectl(["--namespace", namespace, "rollout", "restart", &daemonset]))?;
+        if was_there {
+            // The image has the name of the one before, and may be a new one.
+            run(&mut self.kubectl(["--namespace", namespace, "rollout", "restart", &daemonset]))?;
+        }
         self.rolled_out(namespace, &daemonset)
     }
 

@@ -81,10 +81,9 @@ async fn settle(
     let (mut found, missing) = stage.probe(expected).await?;
     let mut settled = started.elapsed();
     let mut wrong = expected.differences(&found);
-    let mut again = 0;
+    let late = wrong.clone();
     while !wrong.is_empty() && started.elapsed() < patience {
         sleep(PAUSE).await;
-        again += 1;
         let (part, _) = stage.probe(&cells_of(expected, &wrong)).await?;
         found.overlay(&part);
         settled = started.elapsed();
@@ -103,7 +102,7 @@ async fn settle(
         missing,
         left_out: Default::default(),
         settled,
-        again,
+        late,
     })
 }
 

@@ -28,8 +28,8 @@ pub struct Moment {
     pub left_out: BTreeMap<&'static str, usize>,
     /// When all was as expected for the first time.
     pub settled: Duration,
-    /// How often cells were probed again until then.
-    pub again: usize,
+    /// What was not yet so when it was looked at first.
+    pub late: Differences,
 }
 
 /// What became of a scenario.
@@ -98,6 +98,8 @@ impl fmt::Display for Report {
             last = Some(&moment.found);
             if !moment.wrong.is_empty() {
                 write!(f, "{}", moment.wrong)?;
+            } else if !moment.late.is_empty() {
+                write!(f, "at first, {}", moment.late)?;
             }
             for (reason, count) in &moment.left_out {
                 writeln!(f, "left out: {count} cells of the scenario: {reason}")?;
@@ -116,7 +118,7 @@ impl Moment {
         let cells = self.found.len();
         let when = format!("{:.1} s", self.settled.as_secs_f64());
         match (self.wrong.len(), self.unstable) {
-            (0, _) if self.again == 0 => format!("{cells} cells as expected, twice"),
+            (0, _) if self.late.is_empty() => format!("{cells} cells as expected, twice"),
             (0, _) => format!("{cells} cells as expected, twice, the first time after {when}"),
             (wrong, true) => {
                 format!(
@@ -192,7 +194,7 @@ mod tests {
             missing: BTreeSet::new(),
             left_out: BTreeMap::from([("a host outside the cluster", 3)]),
             settled: Duration::from_secs(2),
-            again: 1,
+            late: expected.differences(&expected),
         }
     }
 
