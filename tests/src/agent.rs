@@ -4,6 +4,7 @@ mod console;
 mod error;
 mod fleet;
 pub mod hooks;
+pub mod http;
 mod site;
 
 use std::{

@@ -200,6 +200,8 @@ impl ControlPlane {
                 file(certificates::TOKENS_KEY),
             ),
             ("endpoint-reconciler-type", "none".to_owned()),
+            // As every cluster of kubeadm has it: agents of networks need it.
+            ("allow-privileged", "true".to_owned()),
             // Nobody makes a service account for each namespace, and none of the lab's pods needs one.
             ("disable-admission-plugins", "ServiceAccount".to_owned()),
             // What ends with its connections ends at once.

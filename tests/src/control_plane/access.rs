@@ -1,12 +1,12 @@
 //! The agent's service account, its rights as `deploy/` grants them, and the kubeconfig that it logs in with.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use super::{ControlPlane, PORT, certificates};
-use crate::manifests::{DocumentId, World};
+use crate::{deploy, manifests::DocumentId};
 
 /// The agent's service account, in the namespace that it is deployed to.
 pub const AGENT_ACCOUNT: [&str; 2] = ["kube-system", "netpol-agent"];
@@ -14,24 +14,17 @@ pub const AGENT_ACCOUNT: [&str; 2] = ["kube-system", "netpol-agent"];
 pub(super) const KUBECONFIG: &str = "agent.kubeconfig";
 const TOKEN: &str = "agent.token";
 
-/// The objects of `deploy/base/rbac.yaml`: service account, cluster role and its binding.
-fn deployed() -> anyhow::Result<Vec<Value>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base/rbac.yaml");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let objects: Vec<Value> = World::parse(&text).all().cloned().collect();
-    ensure!(!objects.is_empty(), "{} has no object", path.display());
-    Ok(objects)
-}
-
 impl ControlPlane {
-    /// What `deploy/` grants the agent: [`ControlPlane::put`] it, changed or not.
+    /// What `deploy/` grants the agent, service account, cluster role and its binding: [`ControlPlane::put`] it, changed or
+    /// not.
     pub fn deployed(&self) -> anyhow::Result<Vec<Value>> {
-        deployed()
+        let objects = deploy::documents(&deploy::folder().join("base/rbac.yaml"))?;
+        ensure!(!objects.is_empty(), "deploy/base/rbac.yaml has no object");
+        Ok(objects)
     }
 
-    /// Writes a new token of the agent's account, and the kubeconfig that names it.
-    pub(super) fn log_in(&self) -> anyhow::Result<()> {
+    /// Writes a new token of the agent's account, and the kubeconfig that names it, as the kubelet does before one expires.
+    pub fn log_in(&self) -> anyhow::Result<()> {
         let [namespace, name] = AGENT_ACCOUNT;
         let account = DocumentId::new("ServiceAccount", namespace, name);
         let token = self.client.token(&self.worker, &account)?;

@@ -1,11 +1,14 @@
 //! The API server goes, stands still, forgets, and comes back. What is enforced holds, and on its return only differences are
 //! written.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use netpol_tests::{
-    agent::{Console, Hook},
+    agent::{Agent, Console, Hook, http},
     lab::{Connection, Load, Side, Traffic},
     manifests::DocumentId,
     story::{ALL_DENIED, CLOSED, FRIENDS, FRIENDS_ONLY},
@@ -16,6 +19,8 @@ use serde_json::Value;
 use crate::cluster::{
     Cluster, PATIENCE, SILENCE, friend, is_away, missing, other, status_until, web,
 };
+
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10741);
 
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -34,9 +39,17 @@ fn back(status: &Value) -> bool {
 fn what_is_enforced_holds_while_the_server_is_away() -> anyhow::Result<()> {
     let mut cluster = Cluster::of_three_pods()?;
     cluster.put(FRIENDS)?;
-    let mut agent = cluster.agent(Hook::Auto)?;
+    let mut agent = cluster.agent_with(&["--metrics-address", &METRICS.to_string()])?;
     agent.wait()?;
     let lab = &cluster.lab;
+    let metric = |name: &str| -> anyhow::Result<f64> {
+        let samples = http::scrape(lab.node(), METRICS)?;
+        let value = samples.get(&format!("netpol_agent_source_{name}"));
+        value
+            .copied()
+            .with_context(|| format!("there is no {name}: {samples:#?}"))
+    };
+    ensure!(metric("connected")? == 1.0 && metric("away_since_timestamp_seconds")? == 0.0);
     let connection = Connection::open(lab, &friend(), &web(Port::Tcp(80)), Family::V4)?;
     let pause = Duration::from_millis(10);
     let http = web(Port::Tcp(80));
@@ -57,6 +70,12 @@ fn what_is_enforced_holds_while_the_server_is_away() -> anyhow::Result<()> {
         now()
     );
     ensure!(status["enforcing"] == true, "{status:#}");
+    let told = metric("away_since_timestamp_seconds")?;
+    ensure!(
+        since.is_some_and(|since| (told - since as f64).abs() <= 1.0),
+        "the metric says {told}, and the status {since:?}"
+    );
+    ensure!(metric("connected")? == 0.0);
     let text = agent.status_text()?;
     ensure!(
         text.contains("away") || text.contains("cannot be reached"),
@@ -85,6 +104,7 @@ fn what_is_enforced_holds_while_the_server_is_away() -> anyhow::Result<()> {
         epoch(&after) == epoch(&before),
         "nothing has changed, so nothing is written: {after:#}"
     );
+    ensure!(metric("connected")? == 1.0 && metric("away_since_timestamp_seconds")? == 0.0);
     cluster.expect("with the server again", FRIENDS_ONLY)?;
     ensure!(
         connection.ping_pong(PATIENCE),
@@ -113,9 +133,8 @@ fn on_the_return_only_differences_are_written() -> anyhow::Result<()> {
     cluster.put(FRIENDS)?;
     let mut agent = cluster.agent(Hook::Auto)?;
     agent.wait()?;
-    let epoch = |agent: &netpol_tests::agent::Agent| -> anyhow::Result<u64> {
-        Ok(epoch(&agent.status()?).unwrap_or_default())
-    };
+    let epoch =
+        |agent: &Agent| -> anyhow::Result<u64> { Ok(epoch(&agent.status()?).unwrap_or_default()) };
     let first = epoch(&agent)?;
     cluster.put(CLOSED)?;
     agent.wait()?;

@@ -48,13 +48,22 @@ impl Cluster {
 
     /// As [`Cluster::agent`], where the node has another name.
     pub fn agent_as(&self, node: &str, hook: Hook) -> anyhow::Result<Agent> {
-        let kubeconfig = self.control_plane.kubeconfig();
+        self.start(node, hook, &[])
+    }
+
+    /// As [`Cluster::agent`], with more arguments.
+    pub fn agent_with(&self, arguments: &[&str]) -> anyhow::Result<Agent> {
+        self.start(NODE_NAME, Hook::Auto, arguments)
+    }
+
+    fn start(&self, node: &str, hook: Hook, arguments: &[&str]) -> anyhow::Result<Agent> {
+        let (lab, kubeconfig) = (&self.lab, self.control_plane.kubeconfig());
         Ok(Agent::start_with_api(
-            &self.lab,
+            lab,
             &kubeconfig,
             node,
             hook,
-            &[],
+            arguments,
         )?)
     }
 

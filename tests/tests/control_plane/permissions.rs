@@ -1,9 +1,13 @@
 //! The agent has the rights of its own service account, and those that `deploy/` grants are enough and all needed.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use anyhow::ensure;
 use netpol_tests::{
     agent::{Agent, Console, Hook},
     control_plane::AGENT_ACCOUNT,
+    deploy,
+    manifests::DocumentId,
     story::{ALL_DENIED, ALL_OPEN, CLOSED, FRIENDS, FRIENDS_ONLY},
 };
 use serde_json::Value;
@@ -135,19 +139,73 @@ fn a_verb_that_is_taken_away_later_changes_nothing_that_is_enforced() -> anyhow:
     Ok(())
 }
 
-/// `deploy/` grants nothing that would let the agent change anything.
+/// The agent's account is made anew: whoever has the old one's token is nobody. A new token is read from the file.
 #[test]
-fn the_agent_may_write_nothing() -> anyhow::Result<()> {
+fn a_token_that_is_worth_nothing_any_more_is_read_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::of_three_pods()?;
+    cluster.put(FRIENDS)?;
+    let mut agent = cluster.agent(Hook::Auto)?;
+    agent.wait()?;
+    let [namespace, name] = AGENT_ACCOUNT;
+    let account = DocumentId::new("ServiceAccount", namespace, name);
+    cluster.control_plane.delete(&account)?;
+    grant(&cluster)?;
+    // What is being watched goes on until its connection ends.
+    cluster.control_plane.kill_server()?;
+    cluster.control_plane.start_server()?;
+    let status = status_until(&agent, "the token is refused", |status| {
+        let reason = status["source"]["away"]["reason"].as_str();
+        reason.is_some_and(|reason| reason.contains("401"))
+    })?;
+    ensure!(status["enforcing"] == true, "{status:#}");
+    cluster.expect("with a token that is refused", FRIENDS_ONLY)?;
+    cluster.put(CLOSED)?;
+    cluster.control_plane.log_in()?;
+    agent.wait_for(Duration::from_secs(60))?;
+    cluster.expect("with a new token", ALL_DENIED)?;
+    agent.stop()?;
+    Ok(())
+}
+
+/// Real admission and validation, where a field that does not exist is an error.
+#[test]
+fn the_server_takes_what_is_in_deploy() -> anyhow::Result<()> {
     let cluster = Cluster::of_three_pods()?;
-    for object in cluster.control_plane.deployed()? {
-        for rule in object["rules"].as_array().into_iter().flatten() {
-            for verb in rule["verbs"].as_array().into_iter().flatten() {
-                ensure!(
-                    ["get", "list", "watch"].contains(&verb.as_str().unwrap_or_default()),
-                    "{rule}"
-                );
-            }
+    let mut kinds = Vec::new();
+    for file in ["base/rbac.yaml", "base/daemonset.yaml"] {
+        for object in deploy::documents(&deploy::folder().join(file))? {
+            let stored = cluster.control_plane.put(&object)?;
+            kinds.push(stored["kind"].as_str().unwrap_or_default().to_owned());
         }
     }
+    ensure!(
+        kinds
+            == [
+                "ServiceAccount",
+                "ClusterRole",
+                "ClusterRoleBinding",
+                "DaemonSet"
+            ],
+        "{kinds:?}"
+    );
+    let mut wrong = deploy::documents(&deploy::folder().join("base/daemonset.yaml"))?.remove(0);
+    wrong["spec"]["template"]["spec"]["hostNetwrok"] = true.into();
+    ensure!(
+        cluster.control_plane.put(&wrong).is_err(),
+        "a field that does not exist"
+    );
+    Ok(())
+}
+
+/// The agent reads, and may change nothing.
+#[test]
+fn deploy_grants_no_verb_that_writes() -> anyhow::Result<()> {
+    let cluster = Cluster::of_three_pods()?;
+    let objects = cluster.control_plane.deployed()?;
+    let rules = objects.iter().flat_map(|object| object["rules"].as_array());
+    let verbs = rules.flatten().flat_map(|rule| rule["verbs"].as_array());
+    let verbs: BTreeSet<&str> = verbs.flatten().filter_map(Value::as_str).collect();
+    let reading = BTreeSet::from(["get", "list", "watch"]);
+    ensure!(!verbs.is_empty() && verbs.is_subset(&reading), "{verbs:?}");
     Ok(())
 }

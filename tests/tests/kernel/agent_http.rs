@@ -9,17 +9,15 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use netpol_tests::{
-    agent::{Agent, Console, Hook},
+    agent::{
+        Agent, Console, Hook,
+        http::{self, exchange, get},
+    },
     kernel,
     lab::{Lab, Shape, Station},
     manifests::{DocumentId, World},
     story::{ALL_OPEN, FRIENDS, FRIENDS_ONLY, Files, THREE_PODS, expect},
     table::{Destination, Family, Party, Port},
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
 };
 
 /// Refused: the block has no length.
@@ -32,28 +30,6 @@ spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 192.0.2.0}}]}]}
 
 const PORT: u16 = 10741;
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), PORT);
-
-/// Sends this and reads all that comes back.
-fn exchange(from: &Station, to: SocketAddr, request: String) -> anyhow::Result<String> {
-    let talk = move || async move {
-        let mut stream = TcpStream::connect(to).await?;
-        stream.write_all(request.as_bytes()).await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        anyhow::Ok(text)
-    };
-    from.worker
-        .run(move || async move { timeout(Duration::from_secs(20), talk()).await })?
-}
-
-/// Status and body.
-fn get(from: &Station, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n");
-    let answer = exchange(from, to, request)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
-    let status = head.split(' ').nth(1).context("no status")?.parse()?;
-    Ok((status, body.to_owned()))
-}
 
 /// Asks until the answer is this one: the agent serves a little after it has started.
 fn until(from: &Station, path: &str, wanted: impl Fn(u16, &str) -> bool) -> anyhow::Result<String> {
@@ -68,20 +44,8 @@ fn until(from: &Station, path: &str, wanted: impl Fn(u16, &str) -> bool) -> anyh
     }
 }
 
-/// Every sample, by its name with its labels.
 fn scrape(lab: &Lab) -> anyhow::Result<BTreeMap<String, f64>> {
-    let (status, text) = get(lab.node(), LOCAL, "/metrics")?;
-    ensure!(
-        status == 200 && text.ends_with("# EOF\n"),
-        "{status}: {text}"
-    );
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
-    samples
-        .map(|line| {
-            let (name, value) = line.rsplit_once(' ').context("a value")?;
-            Ok((name.to_owned(), value.parse()?))
-        })
-        .collect()
+    http::scrape(lab.node(), LOCAL)
 }
 
 fn value(samples: &BTreeMap<String, f64>, name: &str) -> anyhow::Result<f64> {
