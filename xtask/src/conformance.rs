@@ -211,7 +211,7 @@ impl Counts {
             // Setting up and reporting are cases of ginkgo's too; they count when they fail.
             let internal = name.starts_with("[Synchronized") || name.starts_with("[Report");
             let failed = case.contains("<failure") || case.contains("<error");
-            if !(wanted(&name) && !internal) && !failed {
+            if (internal || !wanted(&name)) && !failed {
                 continue;
             }
             match (failed, case.contains("<skipped")) {

@@ -172,7 +172,7 @@ impl Program {
         let path = self.source().join("go.mod");
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut words = text.lines().map(|line| line.trim().split_whitespace());
+        let mut words = text.lines().map(|line| line.split_whitespace());
         words
             .find_map(|mut words| {
                 words

@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     cluster_test,
-    shell::{cargo, house, on_path, output, run, say, works},
+    shell::{capture, cargo, house, on_path, run, say, works},
 };
 
 /// What the overlay calls the agent's image, and where its DaemonSet is.
@@ -113,7 +113,7 @@ impl Cluster {
     }
 
     fn exists(&self) -> Result<bool> {
-        let clusters = output(program("kind").args(["get", "clusters", "--quiet"]))?;
+        let clusters = capture(program("kind").args(["get", "clusters", "--quiet"]))?;
         Ok(clusters.lines().any(|name| name == self.name))
     }
 
@@ -243,7 +243,7 @@ impl Cluster {
 
 /// The agent's image, built from this source.
 fn built_image() -> Result<PathBuf> {
-    let printed = output(&mut cargo(["xtask", "image"]))?;
+    let printed = capture(&mut cargo(["xtask", "image"]))?;
     let path = printed.lines().last().map(str::trim).unwrap_or_default();
     readable(Path::new(path))
         .context("`cargo xtask image` prints where the image is")
@@ -299,7 +299,7 @@ fn node_image(image: &str) -> Result<String> {
     }
     need("docker")?;
     say(&format!("loading {image} into the engine"));
-    let said = output(program("docker").args(["load", "--quiet", "--input", image]))?;
+    let said = capture(program("docker").args(["load", "--quiet", "--input", image]))?;
     loaded(&said)
         .with_context(|| format!("docker load of {image} names no image: {said}"))
         .map(str::to_owned)

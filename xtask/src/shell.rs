@@ -42,7 +42,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// What a command prints; its failure is ours, and its complaints are seen by the user.
-pub fn output(command: &mut Command) -> Result<String> {
+pub fn capture(command: &mut Command) -> Result<String> {
     let output = command
         .stderr(Stdio::inherit())
         .output()

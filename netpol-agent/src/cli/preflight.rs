@@ -60,7 +60,7 @@ fn lacking(effective: u64) -> Vec<&'static str> {
     let has = |bit: u32| effective & 1 << bit != 0;
     CAPABILITIES
         .iter()
-        .filter(|&&(bit, _)| !has(bit) && !(bit > CAP_SYS_ADMIN && has(CAP_SYS_ADMIN)))
+        .filter(|&&(bit, _)| !(has(bit) || bit > CAP_SYS_ADMIN && has(CAP_SYS_ADMIN)))
         .map(|&(_, name)| name)
         .collect()
 }

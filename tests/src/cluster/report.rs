@@ -81,7 +81,7 @@ impl fmt::Display for Report {
         for (node, pods) in by_node {
             writeln!(f, "on {node}: {}", pods.join(", "))?;
         }
-        let mut before = None;
+        let (mut before, mut last) = (None, None::<&Table>);
         for moment in &self.moments {
             writeln!(
                 f,

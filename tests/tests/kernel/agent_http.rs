@@ -19,6 +19,7 @@ use netpol_tests::{
     story::{ALL_OPEN, FRIENDS, FRIENDS_ONLY, Files, THREE_PODS, expect},
     table::{Destination, Family, Party, Port},
 };
+use tokio::net::TcpStream;
 
 /// Refused: the block has no length.
 const BAD: &str = "

@@ -39,14 +39,16 @@ fn page() -> String {
     .expect("text")
 }
 
+/// Name, labels and value.
+type Sample = (String, Vec<(String, String)>, f64);
+
 /// A metric as it is served.
 #[derive(Default, Debug)]
 struct Family {
     kind: String,
     help: String,
     unit: Option<String>,
-    /// Name, labels and value.
-    samples: Vec<(String, Vec<(String, String)>, f64)>,
+    samples: Vec<Sample>,
 }
 
 impl Family {
@@ -58,7 +60,7 @@ impl Family {
     }
 }
 
-fn sample(line: &str) -> (String, Vec<(String, String)>, f64) {
+fn sample(line: &str) -> Sample {
     let (name, value) = line.rsplit_once(' ').expect("a value");
     let value = value.parse().expect("a number");
     let Some((name, labels)) = name.split_once('{') else {

@@ -166,7 +166,7 @@ impl<'a> Stage<'a> {
     fn toggle_policy(&self, event: usize) -> anyhow::Result<Duration> {
         let name = "measured";
         let watch = self.tables.watch(Place::Endpoint(self.interface))?;
-        if event % 2 == 0 {
+        if event.is_multiple_of(2) {
             let block = format!("198.51.100.{}/32", event % 250);
             self.server
                 .put(&self.policy(name, &json!({"ipBlock": {"cidr": block}})))?;
@@ -181,7 +181,7 @@ impl<'a> Stage<'a> {
     fn toggle_pod(&self, event: usize) -> anyhow::Result<Duration> {
         let address: IpAddr = remote_address(self.unused).parse().context("an address")?;
         let watch = self.tables.watch(Place::Peer(address.into()))?;
-        if event % 2 == 0 {
+        if event.is_multiple_of(2) {
             self.server.put(&self.pod(PEERS, 0, event))?;
         } else {
             self.server
@@ -202,7 +202,11 @@ impl<'a> Stage<'a> {
                     if over.load(Ordering::Relaxed) {
                         break;
                     }
-                    let namespace = if version % 2 == 0 { PEERS } else { ELSEWHERE };
+                    let namespace = if usize::is_multiple_of(version, 2) {
+                        PEERS
+                    } else {
+                        ELSEWHERE
+                    };
                     self.server
                         .put(&self.pod(namespace, 1 + version % 50, version))?;
                     next += pause;
