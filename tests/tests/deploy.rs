@@ -228,6 +228,6 @@ fn what_is_written_of_the_agent_is_so() -> anyhow::Result<()> {
             known += 1;
         }
     }
-    ensure!(known == 3, "{known} variables");
+    ensure!(known == 4, "{known} variables");
     Ok(())
 }

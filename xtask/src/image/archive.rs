@@ -114,7 +114,7 @@ fn layer(program: &[u8]) -> Result<Vec<u8>> {
         0o755,
         program,
     )?;
-    for folder in ["run/", "run/netpol-agent/", "sys/"] {
+    for folder in ["bpf/", "run/", "run/netpol-agent/", "sys/"] {
         append(&mut tar, folder, EntryType::Directory, 0o755, &[])?;
     }
     Ok(tar.into_inner()?)
