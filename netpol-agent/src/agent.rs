@@ -370,7 +370,7 @@ impl<S: Source> Agent<S> {
             self.wanted = self.discovery.want(self.enforcer.wanted());
             self.enforcer.expect(self.wanted);
         }
-        if self.enforcer.programmed() && !self.enforcer.written() {
+        if !self.enforcer.written() {
             self.progress.changed();
         }
     }

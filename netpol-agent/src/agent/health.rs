@@ -86,9 +86,11 @@ impl Progress {
         }
     }
 
-    /// A change has come, and is not in the kernel.
+    /// A change has come, and is not in the kernel. What comes before the agent is ready is a part of its start.
     pub fn changed(&mut self) {
-        self.waiting_since.get_or_insert_with(Instant::now);
+        if self.ready {
+            self.waiting_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// All that has come is in the kernel.
