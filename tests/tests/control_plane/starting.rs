@@ -38,8 +38,8 @@ fn a_server_that_is_not_there_at_first_is_waited_for() -> anyhow::Result<()> {
 /// More than fit into one part of a list.
 const STRANGERS: usize = 1100;
 
-/// The pod that matters comes last in the list, and policies come when they come: as long as the agent knows a part only, it
-/// must not close what the rest allows. Live traffic of that pod shows it.
+/// The pod that a policy selects comes early in the list, the one that it allows comes last: an agent that programmed what it
+/// knows of a part would close what the rest allows. Live traffic shows it.
 fn a_long_list_is_used_when_it_is_complete(flags: &[&str]) -> anyhow::Result<()> {
     let mut cluster = Cluster::with_flags(Shape::Routed, World::parse(THREE_PODS), flags)?;
     let strangers = (0..STRANGERS).map(|nth| {
@@ -47,7 +47,7 @@ fn a_long_list_is_used_when_it_is_complete(flags: &[&str]) -> anyhow::Result<()>
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"namespace": "a", "name": format!("a{nth:04}")},
+            "metadata": {"namespace": "a", "name": format!("x{nth:04}")},
             "spec": {"nodeName": "elsewhere", "containers": [{"name": "c"}]},
             "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
         })
