@@ -133,8 +133,9 @@ fn metrics_tell_what_the_agent_does() -> anyhow::Result<()> {
         "nothing was denied on its way out of a pod"
     );
 
-    // A change is timed; a second later it is not waited for.
-    Files::of(&lab).write("second.yaml", &FRIENDS.replace("name: web", "name: second"))?;
+    // A change that changes something is timed; soon it is not waited for.
+    let second = FRIENDS.replace("name: web", "name: second");
+    Files::of(&lab).write("second.yaml", &second.replace("friend", "enemy"))?;
     agent.wait()?;
     // What the loop has said is good for half a second.
     until(lab.node(), "/metrics", |_, text| {
