@@ -24,8 +24,22 @@ const _: () = assert!(size_of::<FlowKey>() == 28);
 
 impl FlowKey {
     /// Bit of `protocol`: the remote end is the one behind a Service, and the entry notes only under which epoch it was
-    /// allowed. Whoever opened a conversation under the plain key has nothing to do with it.
+    /// allowed. Whoever opened a conversation under the plain key has nothing to do with it. The bits above it are
+    /// [`FlowKey::source_bits`].
     pub const TRANSLATED: u32 = 1 << 8;
+
+    /// What the `protocol` of a [`FlowKey::TRANSLATED`] key says of the address that the packet carries as its source: what
+    /// was allowed to one is not allowed to another.
+    #[inline(always)]
+    pub const fn source_bits(source: &Address) -> u32 {
+        const FACTOR: u32 = 0x9e37_79b1;
+        let a = &source.0;
+        let mut bits = u32::from_ne_bytes([a[0], a[1], a[2], a[3]]).wrapping_mul(FACTOR);
+        bits = (bits ^ u32::from_ne_bytes([a[4], a[5], a[6], a[7]])).wrapping_mul(FACTOR);
+        bits = (bits ^ u32::from_ne_bytes([a[8], a[9], a[10], a[11]])).wrapping_mul(FACTOR);
+        bits = (bits ^ u32::from_ne_bytes([a[12], a[13], a[14], a[15]])).wrapping_mul(FACTOR);
+        bits & !(Self::TRANSLATED | (Self::TRANSLATED - 1))
+    }
 
     /// A number for this key, equal for equal keys: every bit of it may serve as the number of a ticket.
     #[inline(always)]
@@ -83,6 +97,12 @@ pub struct Flow {
 }
 const _: () = assert!(size_of::<Flow>() == 32);
 
+/// Whether a protocol has connections: whoever answers the first packet of one answers all of them.
+#[inline(always)]
+pub const fn is_stream(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::SCTP)
+}
+
 /// How long a flow of this protocol and phase may rest, in [`Tick`]s.
 #[inline(always)]
 pub const fn lifetime(protocol: u8, phase: u8) -> Tick {
@@ -90,8 +110,7 @@ pub const fn lifetime(protocol: u8, phase: u8) -> Tick {
     const fn ticks(seconds: u64) -> Tick {
         ((seconds * SECOND) >> TICK_SHIFT) as Tick + 1
     }
-    let tcp = protocol == protocol::TCP || protocol == protocol::SCTP;
-    if tcp {
+    if is_stream(protocol) {
         if phase == Phase::Opening as u8 {
             ticks(60)
         } else if phase == Phase::Closing as u8 {
@@ -165,8 +184,7 @@ impl Flow {
     #[inline(always)]
     pub const fn expired(&self, protocol: u8, now: Tick) -> bool {
         let rested = now.wrapping_sub(self.seen);
-        let stream = protocol == protocol::TCP || protocol == protocol::SCTP;
-        if self.flags & Self::MASQUERADED != 0 && !stream {
+        if self.flags & Self::MASQUERADED != 0 && !is_stream(protocol) {
             // Below those of connection tracking, 30 s and 120 s (nf_conntrack_proto_udp.c), by more than a tick.
             let limit = if self.phase == Phase::Opening as u8 {
                 23

@@ -12,7 +12,7 @@ use crate::{
     ALL_PORTS, Address, ClassId, Deferral, Direction, Dropped, Endpoint, FRAGMENT_LIFETIME, Flow,
     FlowKey, FlowRef, Found, Fragment, FragmentKey, Frame, Isolation, Kind, MarkField, NO_CLASS,
     NO_PORTS, Packet, Parsed, Peer, Piece, PortSetId, Reason, RuleKey, RulesetId, Scratch, Tick,
-    TunnelKey, guard, icmp,
+    TunnelKey, guard, icmp, is_stream,
     packet::{is_link_local, is_loopback, protocol},
     parse::{parse, parse_from, quote, start},
 };
@@ -105,7 +105,8 @@ pub fn judge<F: Frame, T: Tables>(
         // A pod that nobody knows yet may receive what another one was not allowed to send.
         return match (deferral, direction) {
             (Some(deferral), Direction::Ingress) => {
-                judge_translated(frame, tables, scratch, deferral, epoch).unwrap_or(Reason::Unknown)
+                judge_translated(frame, tables, scratch, deferral, (epoch, true))
+                    .unwrap_or(Reason::Unknown)
             }
             _ => Reason::Unknown,
         };
@@ -127,6 +128,13 @@ pub fn judge<F: Frame, T: Tables>(
     }
     let parsed = parse_from(frame, &head, &mut scratch.packet);
     if !matches!(parsed, Parsed::Packet) {
+        if let (Some(deferral), Parsed::Opaque(reason), Direction::Ingress) =
+            (deferral, parsed, direction)
+        {
+            // What its sender's rules cannot read.
+            report_unread(frame, tables, scratch, (deferral.slot, reason));
+            return reason;
+        }
         let reason = no_packet(
             frame,
             tables,
@@ -142,6 +150,7 @@ pub fn judge<F: Frame, T: Tables>(
             deferral,
             epoch,
             now,
+            arrives: true,
             quotes: false,
         };
         if let Some(reason) = translated(frame, tables, scratch, &mut context) {
@@ -175,7 +184,7 @@ pub fn host_egress<F: Frame, T: Tables>(frame: &F, tables: &T, scratch: &mut Scr
     let Some(deferral) = take_deferral(frame, tables) else {
         return Reason::Unknown;
     };
-    let reason = judge_translated(frame, tables, scratch, deferral, epoch);
+    let reason = judge_translated(frame, tables, scratch, deferral, (epoch, false));
     if matches!(reason, Some(Reason::Itself)) {
         // Only the mark tells the hook of the pod that this comes from the pod itself: masquerade has changed its source.
         frame.set_mark(tables.mark_field().write(frame.mark(), deferral));
@@ -332,7 +341,7 @@ fn track<F: Frame, T: Tables>(
         case.found = true;
         scratch.flow = known;
         case.live = is_live(&known, packet, direction, now)
-            && answers(&known, direction, frame.came_in_by());
+            && answers(&known, direction, frame.from_here(packet.piece));
         if case.live && known.epoch == epoch {
             let next = known.advance(packet, direction, epoch, now);
             if !settled && known.settles(direction) {
@@ -345,7 +354,7 @@ fn track<F: Frame, T: Tables>(
             let anew = !known.resolved() || packet.opens();
             if known.deferred()
                 && matches!(direction, Direction::Egress)
-                && (anew || must_mark(endpoint, &known))
+                && (anew || must_mark(endpoint, packet.protocol, &known))
             {
                 defer(frame, tables, endpoint, Some(key), anew);
                 return Reason::Deferred;
@@ -367,9 +376,9 @@ fn is_live(known: &Flow, packet: &Packet, direction: Direction, now: Tick) -> bo
 /// Whether this may be a packet of a flow that only some may go on with. One that the pod has opened to a virtual address is
 /// answered by the node itself, or once it is known by whom; one that the node has opened, by the node.
 #[inline(always)]
-fn answers(known: &Flow, direction: Direction, came_in_by: u32) -> bool {
+fn answers(known: &Flow, direction: Direction, from_here: bool) -> bool {
     matches!(direction, Direction::Egress)
-        || came_in_by == 0
+        || from_here
         || !known.local() && (!known.deferred() || known.resolved())
 }
 
@@ -414,7 +423,8 @@ fn decide_here<F: Frame, T: Tables>(
     let service = host & (Peer::SERVICE | Peer::NODE) == Peer::SERVICE;
     let answer = !sends && !case.live && (service || unresolved);
     // Under the address of a Service, if it has answered there.
-    let node = !sends && frame.came_in_by() == 0 && host & (Peer::SERVICE | Peer::NODE) != 0;
+    let from_here = !sends && frame.from_here(case.packet.piece);
+    let node = from_here && host & (Peer::SERVICE | Peer::NODE) != 0;
     let about = About {
         endpoint: case.endpoint,
         protocol: case.packet.protocol,
@@ -424,7 +434,7 @@ fn decide_here<F: Frame, T: Tables>(
         return Reason::NoFlow;
     } else if case.live && !sends && flow.deferred() {
         // Also where it was somebody else who answered before.
-        if frame.came_in_by() == 0 {
+        if from_here {
             Ok(Reason::Node)
         } else {
             permit(

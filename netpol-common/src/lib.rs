@@ -37,7 +37,7 @@ mod tables;
 mod verdict;
 
 pub use address::Address;
-pub use flow::{Flow, FlowKey, FlowRef, Phase, TICK_SHIFT, Tick, lifetime};
+pub use flow::{Flow, FlowKey, FlowRef, Phase, TICK_SHIFT, Tick, is_stream, lifetime};
 pub use judge::{Tables, host_egress, judge};
 pub use packet::{
     Dropped, FRAGMENT_LIFETIME, Found, Frame, Kind, Packet, Parsed, Piece, Scratch, chunk, icmp,
@@ -46,7 +46,7 @@ pub use packet::{
 pub use parse::parse;
 pub use tables::{
     ALL_PORTS, Budget, ClassId, Deferral, Endpoint, Event, Fragment, FragmentKey, Isolation,
-    MarkField, NO_CLASS, NO_PORTS, Peer, PortKey, PortSetId, RuleKey, RulesetId, Tally, TunnelKey,
-    lost, map, size,
+    MarkField, NO_CLASS, NO_PORTS, Peer, PortKey, PortSetId, RuleKey, RulesetId, SLOT_OF_NOBODY,
+    Tally, TunnelKey, lost, map, size,
 };
 pub use verdict::{Direction, Reason};

@@ -99,6 +99,18 @@ pub trait Frame {
     fn interface(&self) -> u32;
     /// The device by which the packet came to this node, 0 if the node itself sent it (`__sk_buff.ingress_ifindex`).
     fn came_in_by(&self) -> u32;
+    /// Whether it belongs to a socket (`__sk_buff.sk`). What a node forwards belongs to none (`ip_forward` in
+    /// net/ipv4/ip_forward.c, `ip6_forward` in net/ipv6/ip6_output.c).
+    fn of_a_socket(&self) -> bool;
+    /// Whether the node itself sent it, of which `piece` says which part of a datagram it is.
+    ///
+    /// A fragment says nothing about the device by which its datagram came in: where the kernel cuts one up anew, it does not
+    /// copy that (`ip6_copy_metadata` in net/ipv6/ip6_output.c, `ip_copy_metadata` before Linux 5.19). Nor has every other
+    /// packet of the node's own a socket (netfilter's resets).
+    #[inline(always)]
+    fn from_here(&self, piece: Piece) -> bool {
+        self.came_in_by() == 0 && (matches!(piece, Piece::Whole) || self.of_a_socket())
+    }
     /// Whether a VLAN tag was taken off the frame into the metadata (`__sk_buff.vlan_present`).
     fn tagged(&self) -> bool;
     /// The mark that the packet carries through this node (`__sk_buff.mark`).

@@ -66,6 +66,10 @@ pub struct Endpoint {
 }
 const _: () = assert!(size_of::<Endpoint>() == 80);
 
+/// Value of [`map::SLOTS`] after the pod that had the slot is gone: no interface has this index. What it has sent may still be
+/// under way.
+pub const SLOT_OF_NOBODY: u32 = u32::MAX;
+
 impl Endpoint {
     /// Flag: log the way of every packet of this endpoint (only by programs that were loaded for tracing).
     pub const TRACE: u32 = 1;
@@ -435,7 +439,8 @@ pub mod map {
     pub const RULES: &str = "RULES";
     /// Longest-prefix trie: [`super::PortKey`] -> 1.
     pub const PORTS: &str = "PORTS";
-    /// Array: slot -> index of the endpoint's host interface, 0 if the slot is free.
+    /// Array: slot -> index of the endpoint's host interface, 0 if the slot was never used, [`super::SLOT_OF_NOBODY`] if its
+    /// pod is gone.
     pub const SLOTS: &str = "SLOTS";
     /// LRU hash: [`crate::FlowKey`] -> [`crate::Flow`], flows whose opener has seen an answer and gone on.
     pub const FLOWS: &str = "FLOWS";

@@ -21,6 +21,9 @@ impl Frame for Bytes<'_> {
     fn came_in_by(&self) -> u32 {
         0
     }
+    fn of_a_socket(&self) -> bool {
+        true
+    }
     fn tagged(&self) -> bool {
         self.1
     }

@@ -125,6 +125,12 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn of_a_socket(&self) -> bool {
+        // SAFETY: as above; nobody looks at what it points to.
+        !unsafe { (*self.raw()).__bindgen_anon_2.sk }.is_null()
+    }
+
+    #[inline(always)]
     fn tagged(&self) -> bool {
         // SAFETY: as above.
         unsafe { (*self.raw()).vlan_present != 0 }

@@ -266,6 +266,10 @@ mod programs {
             self.0.came_in_by()
         }
         #[inline(always)]
+        fn of_a_socket(&self) -> bool {
+            self.0.of_a_socket()
+        }
+        #[inline(always)]
         fn tagged(&self) -> bool {
             self.0.tagged()
         }

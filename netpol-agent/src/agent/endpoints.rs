@@ -81,6 +81,8 @@ pub(super) struct Endpoints {
     pub inherited: BTreeSet<u32>,
     /// Why the endpoint of an interface could not be written.
     pub errors: BTreeMap<u32, String>,
+    /// The slot after the one that was given away last.
+    next_slot: u32,
 }
 
 impl Endpoints {
@@ -163,19 +165,16 @@ impl Endpoints {
 
     /// The interfaces whose endpoint has to be written, with the endpoint.
     pub fn to_write(&self) -> Vec<(u32, Endpoint)> {
-        let mut used: BTreeSet<u32> = self.actual.values().map(|e| e.slot).collect();
-        let mut free = 0;
+        let used: BTreeSet<u32> = self.actual.values().map(|e| e.slot).collect();
+        // The one that has been free for longest: what its last pod has sent may still be under way.
+        let mut free = (self.next_slot..FORMER)
+            .chain(0..self.next_slot)
+            .filter(|slot| !used.contains(slot));
         let mut write = Vec::new();
         for (&interface, target) in &self.targets {
             let slot = match self.actual.get(&interface) {
                 Some(actual) => actual.slot,
-                None => {
-                    while used.contains(&free) {
-                        free += 1;
-                    }
-                    used.insert(free);
-                    free
-                }
+                None => free.next().unwrap_or(FORMER),
             };
             let endpoint = Endpoint {
                 slot,
@@ -186,6 +185,15 @@ impl Endpoints {
             }
         }
         write
+    }
+
+    /// Notes that an endpoint has been written. Whether it is a new one.
+    pub fn written(&mut self, interface: u32, endpoint: Endpoint) -> bool {
+        let new = self.actual.insert(interface, endpoint).is_none();
+        if new {
+            self.next_slot = endpoint.slot + 1;
+        }
+        new
     }
 
     /// Whether there is a place for the statistics of this slot.

@@ -314,7 +314,7 @@ impl<K: Kernel> Enforcer<K> {
             };
             match result {
                 Ok(()) => {
-                    let new = self.endpoints.actual.insert(interface, endpoint).is_none();
+                    let new = self.endpoints.written(interface, endpoint);
                     self.epoch_due = true;
                     if new {
                         self.tell_enforced(interface);

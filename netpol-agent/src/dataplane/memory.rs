@@ -13,8 +13,8 @@ use std::{
 
 use netpol_common::{
     Address, Direction, Dropped, Endpoint, Event, Flow, FlowKey, FlowRef, Fragment, FragmentKey,
-    Frame, MarkField, Peer, PortKey, PortSetId, Reason, RuleKey, Scratch, Tables, Tally, Tick,
-    TunnelKey,
+    Frame, MarkField, Peer, PortKey, PortSetId, Reason, RuleKey, SLOT_OF_NOBODY, Scratch, Tables,
+    Tally, Tick, TunnelKey,
 };
 
 use crate::policy::Edit;
@@ -196,11 +196,12 @@ impl MemoryTables {
         ports.chain(rules).chain(hosts).chain(nets).collect()
     }
 
-    /// Sets the endpoint behind a host interface; `None` removes it. Its slot leads to the interface, or to none.
+    /// Sets the endpoint behind a host interface; `None` removes it. Its slot leads to the interface, or to nobody
+    /// any more.
     pub fn set_endpoint(&mut self, interface: u32, endpoint: Option<Endpoint>) {
         match (endpoint, self.endpoints.get(&interface)) {
             (Some(endpoint), _) => self.set_slot(endpoint.slot, Some(interface)),
-            (None, Some(gone)) => self.set_slot(gone.slot, None),
+            (None, Some(gone)) => self.set_slot(gone.slot, Some(SLOT_OF_NOBODY)),
             (None, None) => {}
         }
         put(&mut self.endpoints, interface, endpoint);
@@ -438,6 +439,8 @@ pub struct SliceFrame<'a> {
     pub interface: u32,
     /// The device by which the packet came to the node, 0 if the node itself sent it.
     pub came_in_by: u32,
+    /// Whether it belongs to a socket of the node.
+    pub of_a_socket: bool,
     /// Whether a VLAN tag was taken off.
     pub tagged: bool,
     /// The mark that the packet carries.
@@ -460,6 +463,10 @@ impl Frame for SliceFrame<'_> {
 
     fn came_in_by(&self) -> u32 {
         self.came_in_by
+    }
+
+    fn of_a_socket(&self) -> bool {
+        self.of_a_socket
     }
 
     fn tagged(&self) -> bool {

@@ -24,7 +24,8 @@ use aya::{
     programs::SchedClassifier,
 };
 use netpol_common::{
-    Direction, Endpoint, Flow, FlowKey, MarkField, Reason, Tally, TunnelKey, lost, map, size,
+    Direction, Endpoint, Flow, FlowKey, MarkField, Reason, SLOT_OF_NOBODY, Tally, TunnelKey, lost,
+    map, size,
 };
 
 pub use self::{
@@ -343,7 +344,7 @@ impl Dataplane {
         let Ok(endpoint) = self.endpoints.get(&interface, 0) else {
             return Ok(());
         };
-        self.set_slot(endpoint.slot, 0)?;
+        self.set_slot(endpoint.slot, SLOT_OF_NOBODY)?;
         match self.endpoints.remove(&interface) {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(e) => {

@@ -10,7 +10,7 @@ pub(super) fn judge_translated<F: Frame, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
     deferral: Deferral,
-    epoch: u32,
+    (epoch, arrives): (u32, bool),
 ) -> Option<Reason> {
     match parse(frame, &mut scratch.packet) {
         Parsed::Packet => {
@@ -18,15 +18,14 @@ pub(super) fn judge_translated<F: Frame, T: Tables>(
                 deferral,
                 epoch,
                 now: tables.now(),
+                arrives,
                 quotes: false,
             };
             translated(frame, tables, scratch, &mut context)
         }
         // Only what was parsed at the hook of a pod gets a mark.
         Parsed::Opaque(reason) => {
-            if let Some(interface) = tables.interface_of(deferral.slot) {
-                report_translated(frame, tables, scratch, (interface, deferral.slot, reason));
-            }
+            report_unread(frame, tables, scratch, (deferral.slot, reason));
             Some(reason)
         }
         // Neighbour discovery that no router has passed on stays on the link.
@@ -37,8 +36,8 @@ pub(super) fn judge_translated<F: Frame, T: Tables>(
 /// Reads our mark and takes it off: nobody who sees the packet later may take it for the mark of another packet.
 #[inline(always)]
 pub(super) fn take_deferral<F: Frame, T: Tables>(frame: &F, tables: &T) -> Option<Deferral> {
-    // What the node itself sends never came from a pod: whoever has set these bits means something else by them.
-    if frame.came_in_by() == 0 {
+    // What a process of the node sends never came from a pod: whoever has set these bits means something else by them.
+    if frame.came_in_by() == 0 && frame.of_a_socket() {
         return None;
     }
     let field = tables.mark_field();
@@ -50,14 +49,15 @@ pub(super) fn take_deferral<F: Frame, T: Tables>(frame: &F, tables: &T) -> Optio
     deferral
 }
 
-/// Counts and records a packet that could not be read where it left.
+/// Counts and records, for the pod that sent it, a packet that cannot be read where it leaves or arrives.
 #[inline(never)]
-pub(super) fn report_translated<F: Frame, T: Tables>(
+pub(super) fn report_unread<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     scratch: &Scratch,
-    (interface, slot, reason): (u32, u32, Reason),
+    (slot, reason): (u32, Reason),
 ) {
+    let interface = tables.interface_of(slot).unwrap_or(0);
     let direction = Direction::Egress;
     tables.count(slot, direction, reason, frame.len());
     let dropped = Dropped {
@@ -74,10 +74,10 @@ pub(super) fn report_translated<F: Frame, T: Tables>(
 }
 
 /// Whether packets of a deferred flow must be judged, or looked after, on their way though it is known who answers: those of
-/// an isolated pod, and when that is the pod itself.
+/// an isolated pod, those that the pod itself answers, and those that anybody may answer next.
 #[inline(always)]
-pub(super) fn must_mark(endpoint: &Endpoint, known: &Flow) -> bool {
-    is_isolated(endpoint) || endpoint.owns(&known.backend)
+pub(super) fn must_mark(endpoint: &Endpoint, protocol: u8, known: &Flow) -> bool {
+    is_isolated(endpoint) || !is_stream(protocol) || endpoint.owns(&known.backend)
 }
 
 /// Whether a policy isolates the pod in either direction. Only a mark tells a pod that is isolated for what it receives that a
@@ -138,7 +138,7 @@ pub(super) fn decide_deferred<F: Frame, T: Tables>(
         )
         .is_ok();
     let anew = !known || !good;
-    let mark = anew || must_mark(endpoint, flow);
+    let mark = anew || must_mark(endpoint, case.packet.protocol, flow);
     let tracked = case.packet.tracked();
     if good && tracked {
         let resolved = if known { Flow::RESOLVED } else { 0 };
@@ -159,6 +159,8 @@ pub(super) struct Deferred {
     pub(super) deferral: Deferral,
     pub(super) epoch: u32,
     pub(super) now: Tick,
+    /// Whether this is the hook of the pod that receives it, not of the device by which it leaves.
+    pub(super) arrives: bool,
     /// Whether the packet is an ICMP error, and what it quotes is in the scratch memory.
     pub(super) quotes: bool,
 }
@@ -181,7 +183,7 @@ pub(super) fn translated<F: Frame, T: Tables>(
         let _ = complete(tables, &mut scratch.packet, interface, context.now);
     }
     scratch.key = scratch.packet.flow_key(interface, Direction::Egress);
-    scratch.key.protocol |= FlowKey::TRANSLATED;
+    scratch.key.protocol |= FlowKey::TRANSLATED | FlowKey::source_bits(&scratch.packet.source);
     if scratch.packet.tracked()
         && !context.deferral.urgent
         && let Some(place) = tables.opening(&scratch.key)
@@ -205,10 +207,28 @@ pub(super) fn decide_translated<F: Frame, T: Tables>(
     context: &Deferred,
 ) -> Option<Reason> {
     let interface = scratch.key.interface;
-    let endpoint = tables.endpoint(interface)?;
     let packet = &scratch.packet;
+    // What a pod has sent that is gone was not judged, and cannot be any more.
+    let Some(endpoint) = tables.endpoint(interface) else {
+        return Some(drop_translated(
+            frame,
+            tables,
+            scratch,
+            context,
+            (Reason::Denied, false),
+        ));
+    };
     if endpoint.owns(&packet.destination) {
         return Some(Reason::Itself);
+    }
+    if let Some(reason) = forged(tables, endpoint, packet, context.arrives) {
+        return Some(drop_translated(
+            frame,
+            tables,
+            scratch,
+            context,
+            (reason, false),
+        ));
     }
     let (mut number, mut port) = (packet.protocol, scratch.key.remote_port);
     if context.quotes && scratch.quoted.source == packet.destination {
@@ -232,10 +252,9 @@ pub(super) fn decide_translated<F: Frame, T: Tables>(
         scratch.other = key;
         ticketed = true;
     }
-    let service = &scratch.other;
     let remote = &packet.destination;
     let Err(NotAllowed) = permit(tables, &about, endpoint.egress, remote, port) else {
-        if tracked && is_isolated(endpoint) {
+        if tracked && (is_isolated(endpoint) || !is_stream(packet.protocol)) {
             scratch.flow = Flow::open(context.epoch, Direction::Egress, 0, context.now);
             tables.remember(&scratch.key, &scratch.flow);
         }
@@ -256,21 +275,73 @@ pub(super) fn decide_translated<F: Frame, T: Tables>(
     } else {
         Reason::Denied
     };
-    tables.count(endpoint.slot, Direction::Egress, reason, frame.len());
+    if tracked && ticketed {
+        unresolve(tables, scratch, endpoint);
+    }
+    Some(drop_translated(
+        frame,
+        tables,
+        scratch,
+        context,
+        (reason, ticketed),
+    ))
+}
+
+/// What a pod must not send to anybody, whatever its rules say, and could not be told at the hook of the pod: to a tunnel
+/// behind a Service, or out of the envelope that a tunnel of this node has opened.
+#[inline(never)]
+fn forged<T: Tables>(
+    tables: &T,
+    endpoint: &Endpoint,
+    packet: &Packet,
+    arrives: bool,
+) -> Option<Reason> {
+    if !endpoint.guarded() {
+        return None;
+    }
+    let tunnel = !is_stream(packet.protocol)
+        && tables.tunnel(TunnelKey {
+            protocol: packet.protocol as u16,
+            port: packet.destination_port,
+        });
+    if tunnel {
+        return Some(Reason::Tunnel);
+    }
+    // Translation gives it an address of the node, or one that the node answers for. Where it leaves, that may be one that only
+    // the routers outside know.
+    let honest = endpoint.owns(&packet.source)
+        || match tables.host(&packet.source) {
+            Some(peer) => peer.is_virtual(),
+            None => !arrives,
+        };
+    (!honest).then_some(Reason::Spoofed)
+}
+
+/// Counts and records a packet that is dropped after its translation. `ticketed` says that the sender's key is known.
+#[inline(never)]
+fn drop_translated<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    scratch: &Scratch,
+    context: &Deferred,
+    (reason, ticketed): (Reason, bool),
+) -> Reason {
+    let slot = context.deferral.slot;
+    tables.count(slot, Direction::Egress, reason, frame.len());
     tables.report(
         frame,
         &Dropped {
-            packet,
+            packet: &scratch.packet,
             parsed: true,
-            service,
+            service: &scratch.other,
             translated: ticketed,
-            interface,
-            slot: endpoint.slot,
+            interface: scratch.key.interface,
+            slot,
             direction: Direction::Egress,
             reason,
         },
     );
-    Some(reason)
+    reason
 }
 
 /// Notes at the flow that the sender knows, under the key in `other`, who answers it.
@@ -281,18 +352,11 @@ pub(super) fn resolve<T: Tables>(
     endpoint: &Endpoint,
     epoch: u32,
 ) {
-    let (packet, service) = (&scratch.packet, &scratch.other);
-    // The ticket may have been taken by another flow of this pod that came in the same batch of packets. The port tells,
-    // unless masquerade has changed it, which changes the address too.
-    let same = service.protocol == packet.protocol as u32
-        && (service.local_port == packet.source_port || !endpoint.owns(&packet.source));
-    let Some(place) = find(tables, service) else {
+    let packet = &scratch.packet;
+    let Some(place) = deferred_flow(tables, scratch, endpoint) else {
         return;
     };
     let known = place.load();
-    if !same || !known.deferred() {
-        return;
-    }
     place.resolve(&packet.destination, packet.destination_port, epoch);
     let same = known.backend == packet.destination && known.backend_port == packet.destination_port;
     if known.resolved() && !same {
@@ -305,4 +369,26 @@ pub(super) fn resolve<T: Tables>(
             place.store(&first);
         }
     }
+}
+
+/// Notes at the flow that the sender knows, under the key in `other`, that nobody may answer it. Whoever connection tracking
+/// has found for this packet could speak in the name of the one who was allowed before.
+#[inline(never)]
+fn unresolve<T: Tables>(tables: &T, scratch: &Scratch, endpoint: &Endpoint) {
+    if let Some(place) = deferred_flow(tables, scratch, endpoint) {
+        let mut known = place.load();
+        known.flags &= !Flow::RESOLVED;
+        place.store(&known);
+    }
+}
+
+/// The flow that the sender knows under the key in `other`, if the packet belongs to it.
+#[inline(always)]
+fn deferred_flow<T: Tables>(tables: &T, scratch: &Scratch, endpoint: &Endpoint) -> Option<T::Flow> {
+    let (packet, service) = (&scratch.packet, &scratch.other);
+    // The ticket may have been taken by another flow of this pod that came in the same batch of packets. The port tells,
+    // unless masquerade has changed it, which changes the address too.
+    let same = service.protocol == packet.protocol as u32
+        && (service.local_port == packet.source_port || !endpoint.owns(&packet.source));
+    find(tables, service).filter(|place| same && place.load().deferred())
 }

@@ -33,6 +33,7 @@ fn play_abroad(shape: Shape, hook: Hook) -> anyhow::Result<()> {
     let stage = Stage::with_tunnels(shape, hook)?;
     rows::tunnels::vxlan(&stage)?;
     rows::services::play(&stage)?;
+    rows::service_fragments::play(&stage)?;
     rows::sockets::play(&stage)?;
     stage.end()
 }

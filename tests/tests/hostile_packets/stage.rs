@@ -38,6 +38,8 @@ pub enum Fate {
     Received(&'static str, Reason),
     /// It arrives at this pod.
     Arrives(&'static str),
+    /// It leaves the node.
+    Leaves,
 }
 
 /// Packets of one pod by direction and reason.
@@ -196,6 +198,11 @@ impl Stage {
         });
     }
 
+    /// Sends a frame from a pod.
+    pub fn send(&self, from: &str, frame: &[u8]) -> std::io::Result<()> {
+        self.actors[from].socket.send(frame)
+    }
+
     /// As [`Stage::check`], with a frame that comes to a pod from the node's end of its cable, as if from somewhere else.
     pub fn inject(&self, what: &str, to: &str, frame: &[u8], fate: Fate) {
         let what = format!("{what}, by its cable");
@@ -231,7 +238,7 @@ impl Stage {
     ) -> anyhow::Result<()> {
         self.look()?;
         let (place, direction) = match fate {
-            Fate::Sent(_) | Fate::Lost(_) => (from, Direction::Egress),
+            Fate::Sent(_) | Fate::Lost(_) | Fate::Leaves => (from, Direction::Egress),
             Fate::Received(pod, _) | Fate::Arrives(pod) => (pod, Direction::Ingress),
         };
         let before = self.counts(place)?;
@@ -252,7 +259,7 @@ impl Stage {
                     let at = |counts: &Counts| counts[direction as usize][reason as usize];
                     at(&after) > at(&before)
                 }
-                Fate::Arrives(_) => true,
+                Fate::Arrives(_) | Fate::Leaves => true,
             };
             for (place, seen) in self.look()? {
                 over |= same(&last, &seen);
@@ -264,6 +271,7 @@ impl Stage {
                 Fate::Sent(_) | Fate::Lost(_) => over,
                 Fate::Received(pod, reason) => !reason.passes() || arrived.contains(&pod),
                 Fate::Arrives(pod) => arrived.contains(&pod),
+                Fate::Leaves => arrived.contains(&"uplink"),
             };
             if counted && there {
                 break;

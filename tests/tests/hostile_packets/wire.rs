@@ -206,6 +206,20 @@ impl Path {
         self.ip(UDP, &udp(fresh(), port, &tag()))
     }
 
+    /// A UDP datagram with its checksum, without which nobody takes it in IPv6 (RFC 8200 section 8.1).
+    pub fn summed(&self, mut datagram: Vec<u8>) -> Vec<u8> {
+        let mut pseudo = match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
+            (IpAddr::V6(from), IpAddr::V6(to)) => [from.octets(), to.octets()].concat(),
+            _ => panic!("{} to {}", self.from, self.to),
+        };
+        pseudo.extend((datagram.len() as u32).to_be_bytes());
+        pseudo.extend([0, 0, 0, UDP]);
+        let sum = checksum(&[&pseudo, &datagram]);
+        datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+        self.ip(UDP, &datagram)
+    }
+
     /// The same in an ICMPv6 message of this type, or ICMPv4, with its checksum.
     pub fn icmp(&self, kind: u8, code: u8, body: &[u8], hop_limit: u8) -> Vec<u8> {
         let mut message = vec![kind, code, 0, 0];

@@ -45,11 +45,16 @@ pub fn world() -> String {
         + "---\n{apiVersion: lab.netpol-agent/v1, kind: Host, metadata: {name: outside}, spec: {addresses: [10.0.5.7, 'fd00:5::7']}}\n"
 }
 
-/// A pod of another node, and Services of UDP port 53: of `goal`, of nobody, and of a pod that is not there.
+/// A pod of another node, and Services of UDP port 53: of `goal`, of `ports`, of that pod, of nobody, of a pod that is not there,
+/// and of the nodes' own VXLAN devices.
 pub const ABROAD: &str = "---
-{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: abroad}, spec: {nodeName: n2, containers: [{name: c}]}}
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: abroad, labels: {app: abroad}}, spec: {nodeName: n2, containers: [{name: c}]}}
 ---
-{apiVersion: v1, kind: Service, metadata: {namespace: a, name: live}, spec: {selector: {app: goal}, ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.9, 'fd00:10:96::9'], ports: [{port: 53, protocol: UDP}]}}
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: live}, spec: {type: NodePort, selector: {app: goal}, ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.9, 'fd00:10:96::9'], ports: [{port: 53, protocol: UDP, nodePort: 30009}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: fenced}, spec: {type: NodePort, selector: {app: ports}, ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.12, 'fd00:10:96::12'], ports: [{port: 53, protocol: UDP, nodePort: 30012}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: far}, spec: {selector: {app: abroad}, ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.13, 'fd00:10:96::13'], ports: [{port: 53, protocol: UDP}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {namespace: a, name: nobody}, spec: {selector: {app: nobody}, ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.10, 'fd00:10:96::10'], ports: [{port: 53, protocol: UDP}]}}
 ---
@@ -58,4 +63,16 @@ pub const ABROAD: &str = "---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: gone-4, labels: {kubernetes.io/service-name: gone}}, addressType: IPv4, endpoints: [{addresses: [10.244.1.200], conditions: {ready: true}}], ports: [{port: 53, protocol: UDP}]}
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: gone-6, labels: {kubernetes.io/service-name: gone}}, addressType: IPv6, endpoints: [{addresses: ['fd00:10:244:1::200'], conditions: {ready: true}}], ports: [{port: 53, protocol: UDP}]}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: vtep-there}, spec: {ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.14, 'fd00:10:96::14'], ports: [{name: vxlan, port: 53, protocol: UDP}, {name: beside, port: 54, protocol: UDP}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: vtep-there-4, labels: {kubernetes.io/service-name: vtep-there}}, addressType: IPv4, endpoints: [{addresses: [172.18.0.3], conditions: {ready: true}}], ports: [{name: vxlan, port: 8472, protocol: UDP}, {name: beside, port: 8473, protocol: UDP}]}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: vtep-there-6, labels: {kubernetes.io/service-name: vtep-there}}, addressType: IPv6, endpoints: [{addresses: ['fd00:172:18::3'], conditions: {ready: true}}], ports: [{name: vxlan, port: 8472, protocol: UDP}, {name: beside, port: 8473, protocol: UDP}]}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: vtep-here}, spec: {ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6], clusterIPs: [10.96.0.15, 'fd00:10:96::15'], ports: [{name: vxlan, port: 53, protocol: UDP}, {name: beside, port: 54, protocol: UDP}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: vtep-here-4, labels: {kubernetes.io/service-name: vtep-here}}, addressType: IPv4, endpoints: [{addresses: [172.18.0.2], conditions: {ready: true}}], ports: [{name: vxlan, port: 8472, protocol: UDP}, {name: beside, port: 8473, protocol: UDP}]}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: vtep-here-6, labels: {kubernetes.io/service-name: vtep-here}}, addressType: IPv6, endpoints: [{addresses: ['fd00:172:18::2'], conditions: {ready: true}}], ports: [{name: vxlan, port: 8472, protocol: UDP}, {name: beside, port: 8473, protocol: UDP}]}
 ";

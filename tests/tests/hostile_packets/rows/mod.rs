@@ -9,6 +9,7 @@ pub mod options;
 pub mod path_mtu;
 pub mod places;
 pub mod protocols;
+pub mod service_fragments;
 pub mod services;
 pub mod sockets;
 pub mod truncated;

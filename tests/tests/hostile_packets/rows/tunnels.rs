@@ -135,5 +135,25 @@ pub fn vxlan(stage: &Stage) -> anyhow::Result<()> {
         let what = format!("UDP to {address}");
         stage.check(&what, "stranger", &frame, Fate::Sent(Reason::Open));
     }
+    // Behind a Service of somebody who may make Services: of the other node, and of this one, which takes it out itself.
+    for (address, reason) in [
+        ("10.96.0.14", Reason::Tunnel),
+        ("fd00:10:96::14", Reason::Tunnel),
+        ("10.96.0.15", Reason::Spoofed),
+        ("fd00:10:96::15", Reason::Spoofed),
+    ] {
+        let to: IpAddr = address.parse()?;
+        let datagram = |port| -> anyhow::Result<_> {
+            Ok(udp(fresh(), port, &in_vxlan(stage, Family::of(to))?))
+        };
+        for from in ["mute", "stranger"] {
+            let frame = stage.path_to(from, to).summed(datagram(53)?);
+            let what = format!("VXLAN to the Service {address}");
+            stage.check(&what, from, &frame, Fate::Sent(reason));
+        }
+        let frame = stage.path_to("stranger", to).summed(datagram(54)?);
+        let what = format!("UDP to the Service {address}");
+        stage.check(&what, "stranger", &frame, Fate::Sent(Reason::Open));
+    }
     Ok(())
 }

@@ -236,7 +236,7 @@ impl Homes {
         }
         let mut key = packet.flow_key(interface, direction);
         if planted.translated {
-            key.protocol |= FlowKey::TRANSLATED;
+            key.protocol |= FlowKey::TRANSLATED | FlowKey::source_bits(&packet.source);
         }
         let now = tick();
         let flow = |epoch: u32, now: Tick| Flow {
@@ -295,6 +295,8 @@ impl Homes {
             bytes: &bytes,
             interface: device,
             came_in_by,
+            // The kernel's test run gives every packet one (`bpf_prog_test_run_skb` in net/bpf/test_run.c).
+            of_a_socket: true,
             tagged: false,
             mark: Cell::new(mark),
         };

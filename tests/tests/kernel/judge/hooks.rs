@@ -106,6 +106,10 @@ impl Frame for Bare<'_, '_> {
         self.0.came_in_by()
     }
 
+    fn of_a_socket(&self) -> bool {
+        self.0.of_a_socket()
+    }
+
     fn tagged(&self) -> bool {
         self.0.tagged()
     }
