@@ -1,12 +1,20 @@
 //! Services with the agent: what a pod that is isolated for egress sends to them is judged on the backend that it really
 //! goes to.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
+use netpol_agent::packet_builder::{self, Payload};
 use netpol_tests::{
     agent::{Agent, Hook},
-    lab::{Caller, Connection, Lab, Load, Lookup, ProxyMode, Shape, Side, Traffic},
+    lab::{
+        Caller, Capture, Captured, Connection, FrameSocket, Lab, Load, Lookup, ProxyMode, Shape,
+        Side, Traffic,
+    },
     manifests::{DocumentId, World},
     scenario::Scenario,
     story,
@@ -319,6 +327,108 @@ fn a_udp_flow_whose_backend_changes_is_judged_anew() -> anyhow::Result<()> {
                     "back: {to} by {family}: {heard:?}"
                 );
             }
+        }
+        Ok(())
+    })
+}
+
+/// A datagram from a backend's port to the port of the client, as if it answered.
+fn speak(lab: &Lab, from: &str, family: Family, port: u16) -> anyhow::Result<()> {
+    let from = Party::pod("a", from);
+    let payload = Payload::Udp {
+        source: 5353,
+        destination: port,
+    };
+    let (source, goal) = (lab.address(&from, family)?, lab.address(&client(), family)?);
+    let mut frame = packet_builder::frame(source, goal, payload).context("one family")?;
+    if family == Family::V4 {
+        // The header's sum (RFC 791): each router looks at it.
+        let words = frame[14..34].chunks(2);
+        let sum: u32 = words
+            .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
+            .sum();
+        let sum = !((sum >> 16) + (sum & 0xffff)) as u16;
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    let mac = |party: &Party| -> anyhow::Result<[u8; 6]> {
+        let mac = lab.station(party)?.configure(|netlink| async move {
+            let eth0 = netlink.index("eth0").await?;
+            netlink.mac(eth0).await
+        });
+        Ok(mac?)
+    };
+    let next = match lab.shape() {
+        Shape::Bridge { .. } => mac(&client())?,
+        Shape::Routed => {
+            let device = lab.device(&from)?;
+            lab.node()
+                .configure(move |netlink| async move { netlink.mac(device).await })?
+        }
+    };
+    frame[..6].copy_from_slice(&next);
+    frame[6..12].copy_from_slice(&mac(&from)?);
+    FrameSocket::open(lab, &from, "eth0")?.send(&frame)?;
+    Ok(())
+}
+
+/// Connection tracking has noted the backend before it is known that it is forbidden, and takes what it sends for an answer.
+#[test]
+fn a_forbidden_backend_cannot_speak_in_the_name_of_the_one_before_it() -> anyhow::Result<()> {
+    let policy = format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{namespace: a, name: client}}, \
+         spec: {{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Ingress, Egress], egress: [{{to: [{GOOD}]}}]}}}}"
+    );
+    everywhere(|lab, agent| {
+        let serve = |lab: &mut Lab, name: &str| {
+            lab.change(|world| {
+                for pod in ["good", "bad"] {
+                    let label = (pod == name).then_some("yes");
+                    world.label(&DocumentId::pod("a", pod), &[("moving", label)])?;
+                }
+                Ok(())
+            })
+        };
+        enforce(lab, agent, &policy)?;
+        for family in Family::ALL {
+            serve(lab, "good")?;
+            let to = service("moving", Via::ClusterIp, Port::Udp(53));
+            let caller = Caller::open(lab, &client(), &to, family)?;
+            let capture = Capture::start(lab.station(&client())?, "eth0")?;
+            let port = caller.port()?;
+            // The last bytes of what was spoken: the header of a datagram without data, the Service's port in it.
+            let ends = [&53_u16.to_be_bytes()[..], &port.to_be_bytes(), &[0, 8]].concat();
+            let heard = |patience: Duration| -> anyhow::Result<bool> {
+                let end = Instant::now() + patience;
+                while Instant::now() < end {
+                    let spoken = |seen: &Captured| {
+                        let udp = seen.frame.len().checked_sub(8);
+                        !seen.outgoing && udp.is_some_and(|at| seen.frame[at..].starts_with(&ends))
+                    };
+                    if capture.count(spoken)? > 0 {
+                        return Ok(true);
+                    }
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Ok(false)
+            };
+            let answered = caller.send(lab, PATIENCE)?;
+            ensure!(answered.answered, "{to} by {family}: {answered:?}");
+            speak(lab, "good", family, port)?;
+            ensure!(heard(PATIENCE)?, "{family}: the allowed one is not heard");
+            serve(lab, "bad")?;
+            let denied = caller.send(lab, SILENCE)?;
+            ensure!(denied.by.is_none(), "{to} by {family}: {denied:?}");
+            speak(lab, "bad", family, port)?;
+            ensure!(!heard(SILENCE)?, "{family}: the forbidden one is heard");
+            // The first one again, on the same ports.
+            serve(lab, "good")?;
+            let answered = caller.send(lab, PATIENCE)?;
+            ensure!(answered.answered, "{to} by {family}, again: {answered:?}");
+            speak(lab, "good", family, port)?;
+            ensure!(
+                heard(PATIENCE)?,
+                "{family}: the allowed one is not heard again"
+            );
         }
         Ok(())
     })

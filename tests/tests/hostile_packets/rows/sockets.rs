@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use netpol_common::Reason;
 use netpol_tests::{
     lab::{Capture, Worker},
-    table::Family,
+    table::{Family, Party},
 };
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -26,11 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LARGE: usize = 65_507;
 
 /// Sends one datagram and says whether it arrived whole.
-fn datagram(stage: &Stage, from: &str, to: &str, family: Family) -> anyhow::Result<()> {
-    let address = |pod| stage.lab.address(stage.party(pod), family);
+fn datagram(stage: &Stage, from: &Party, to: &Party, family: Family) -> anyhow::Result<()> {
+    let address = |party| stage.lab.address(party, family);
     let (here, there) = (address(from)?, address(to)?);
     let goal = SocketAddr::new(there, 53);
-    let receiver = &stage.lab.station(stage.party(to))?.worker;
+    let receiver = &stage.lab.station(to)?.worker;
     let socket = receiver.run(move || async move { UdpSocket::bind(goal).await })?;
     let arrival = receiver.begin(move || async move {
         let mut buffer = vec![0; 1 << 16];
@@ -41,7 +41,7 @@ fn datagram(stage: &Stage, from: &str, to: &str, family: Family) -> anyhow::Resu
     });
     let message: Vec<u8> = (0..LARGE).map(|nth| (nth % 251) as u8).collect();
     let expected = message.clone();
-    let sender = &stage.lab.station(stage.party(from))?.worker;
+    let sender = &stage.lab.station(from)?.worker;
     sender.run(move || async move {
         let socket = UdpSocket::bind(SocketAddr::new(here, 0)).await?;
         socket.send_to(&message, goal).await
@@ -49,6 +49,36 @@ fn datagram(stage: &Stage, from: &str, to: &str, family: Family) -> anyhow::Resu
     let what = || format!("{LARGE} bytes of UDP from {from} to {to} by {family}");
     let arrived = arrival.wait().with_context(what)?;
     ensure!(arrived == expected, "{}: something else arrived", what());
+    Ok(())
+}
+
+/// Asks the node for a datagram from a pod, which isolated pods may do, and says whether it arrived whole: an answer in fragments,
+/// of a process of the node.
+fn answer(stage: &Stage, from: &str, family: Family) -> anyhow::Result<()> {
+    let address = |party| stage.lab.address(party, family);
+    let (here, node) = (address(stage.party(from))?, address(&Party::Node)?);
+    let server = &stage.lab.node().worker;
+    let goal = SocketAddr::new(node, 5300);
+    let socket = server.run(move || async move { UdpSocket::bind(goal).await })?;
+    let served = server.begin(move || async move {
+        let mut request = [0; 8];
+        let (_, asker) = timeout(PATIENCE, socket.recv_from(&mut request))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        socket.send_to(&[7; LARGE], asker).await
+    });
+    let asker = &stage.lab.station(stage.party(from))?.worker;
+    let got = asker.run(move || async move {
+        let socket = UdpSocket::bind(SocketAddr::new(here, 0)).await?;
+        socket.send_to(&[1; 8], goal).await?;
+        let mut buffer = vec![0; 1 << 16];
+        let got = timeout(PATIENCE, socket.recv(&mut buffer)).await;
+        got.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    });
+    let what = || format!("{LARGE} bytes from the node to {from} by {family}");
+    served.wait().with_context(what)?;
+    let length = got.with_context(what)?;
+    ensure!(length == LARGE, "{}: {length} bytes", what());
     Ok(())
 }
 
@@ -137,8 +167,13 @@ fn marks(stage: &Stage, family: Family) -> anyhow::Result<()> {
 pub fn play(stage: &Stage) -> anyhow::Result<()> {
     for family in Family::ALL {
         for (from, to) in [("ports", "goal"), ("goal", "ports"), ("stranger", "mute")] {
-            datagram(stage, from, to, family)?;
+            datagram(stage, stage.party(from), stage.party(to), family)?;
             segments(stage, from, to, family)?;
+        }
+        // The node's own, in fragments too.
+        for pod in ["ports", "all", "mute"] {
+            datagram(stage, &Party::Node, stage.party(pod), family)?;
+            answer(stage, pod, family)?;
         }
         marks(stage, family)?;
     }
