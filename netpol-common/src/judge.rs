@@ -341,7 +341,7 @@ fn track<F: Frame, T: Tables>(
         case.found = true;
         scratch.flow = known;
         case.live = is_live(&known, packet, direction, now)
-            && answers(&known, direction, frame.from_here(packet.piece));
+            && answers(&known, direction, frame.is_own(packet.piece));
         if case.live && known.epoch == epoch {
             let next = known.advance(packet, direction, epoch, now);
             if !settled && known.settles(direction) {
@@ -423,7 +423,7 @@ fn decide_here<F: Frame, T: Tables>(
     let service = host & (Peer::SERVICE | Peer::NODE) == Peer::SERVICE;
     let answer = !sends && !case.live && (service || unresolved);
     // Under the address of a Service, if it has answered there.
-    let from_here = !sends && frame.from_here(case.packet.piece);
+    let from_here = !sends && frame.is_own(case.packet.piece);
     let node = from_here && host & (Peer::SERVICE | Peer::NODE) != 0;
     let about = About {
         endpoint: case.endpoint,

@@ -108,7 +108,7 @@ pub trait Frame {
     /// copy that (`ip6_copy_metadata` in net/ipv6/ip6_output.c, `ip_copy_metadata` before Linux 5.19). Nor has every other
     /// packet of the node's own a socket (netfilter's resets).
     #[inline(always)]
-    fn from_here(&self, piece: Piece) -> bool {
+    fn is_own(&self, piece: Piece) -> bool {
         self.came_in_by() == 0 && (matches!(piece, Piece::Whole) || self.of_a_socket())
     }
     /// Whether a VLAN tag was taken off the frame into the metadata (`__sk_buff.vlan_present`).

@@ -13,6 +13,10 @@ use crate::{
     policy::object::ObjectKey,
 };
 
+/// By a ruleset that has no rows, and that no policies can have: identifiers are made of content, and never this small
+/// (`policy::fingerprint`).
+const CLOSED: Isolation = Isolation::by(1);
+
 /// A local pod as the index knows it.
 pub(super) struct Local {
     pub wanted: Wanted,
@@ -77,6 +81,9 @@ pub(super) struct Endpoints {
     pub actual: BTreeMap<u32, Endpoint>,
     /// As they should be.
     pub targets: BTreeMap<u32, Target>,
+    /// Interfaces of nobody (yet) that have the address of a pod whose interface has gone while its object is still there. Nobody
+    /// else can tell them from that pod: they are closed until it is known whose they are.
+    pub disputed: BTreeMap<u32, ObjectKey>,
     /// Found pinned at the start, and not confirmed by the discovery since.
     pub inherited: BTreeSet<u32>,
     /// Why the endpoint of an interface could not be written.
@@ -121,6 +128,14 @@ impl Endpoints {
             targets.insert(interface.index, target);
         }
         self.targets = targets;
+        self.disputed = report.disputed.clone();
+        self.disputed
+            .retain(|interface, _| !self.targets.contains_key(interface));
+    }
+
+    /// Whether there should be an endpoint.
+    pub fn wants(&self, interface: u32) -> bool {
+        self.targets.contains_key(&interface) || self.disputed.contains_key(&interface)
     }
 
     /// The interface of a pod, and what the pod's side of it answers to.
@@ -171,15 +186,19 @@ impl Endpoints {
             .chain(0..self.next_slot)
             .filter(|slot| !used.contains(slot));
         let mut write = Vec::new();
-        for (&interface, target) in &self.targets {
+        let closed = Endpoint {
+            ingress: CLOSED,
+            egress: CLOSED,
+            ..Endpoint::default()
+        };
+        let targets = self.targets.iter().map(|(i, target)| (*i, target.endpoint));
+        let disputed = self.disputed.keys().map(|i| (*i, closed));
+        for (interface, target) in targets.chain(disputed) {
             let slot = match self.actual.get(&interface) {
                 Some(actual) => actual.slot,
                 None => free.next().unwrap_or(FORMER),
             };
-            let endpoint = Endpoint {
-                slot,
-                ..target.endpoint
-            };
+            let endpoint = Endpoint { slot, ..target };
             if self.actual.get(&interface) != Some(&endpoint) {
                 write.push((interface, endpoint));
             }
@@ -203,7 +222,7 @@ impl Endpoints {
 
     /// An interface whose endpoint has to go.
     pub fn to_remove(&self) -> Option<u32> {
-        let unwanted = |i: &u32| !self.targets.contains_key(i) && !self.errors.contains_key(i);
+        let unwanted = |i: &u32| !self.wants(*i) && !self.errors.contains_key(i);
         self.actual.keys().copied().find(unwanted)
     }
 

@@ -157,6 +157,7 @@ impl<K: Kernel> Enforcer<K> {
                     key: pod.key,
                     uid: pod.uid.to_owned(),
                     addresses: pod.addresses,
+                    leaving: pod.terminating,
                 },
                 ingress: pod.ingress,
                 egress: pod.egress,
@@ -361,6 +362,16 @@ impl<K: Kernel> Enforcer<K> {
     }
 
     fn tell_enforced(&self, interface: u32) {
+        if let Some(before) = self.endpoints.disputed.get(&interface)
+            && self.hooks.guard_pod(interface)
+        {
+            let device = self.report.devices.get(&interface);
+            tracing::info!(
+                interface = device.map(|device| device.name.as_str()),
+                index = interface,
+                "an interface has the address of {before}, which is being deleted: closed until it is known whose it is"
+            );
+        }
         if let Some(target) = self.endpoints.targets.get(&interface)
             && self.hooks.guard_pod(interface)
         {
@@ -409,7 +420,7 @@ impl<K: Kernel> Enforcer<K> {
                 .endpoints
                 .actual
                 .keys()
-                .all(|i| self.endpoints.targets.contains_key(i));
+                .all(|i| self.endpoints.wants(*i));
         current.then(|| Grace {
             generation: self.index.generation(),
             discard: self.discard_due,

@@ -30,6 +30,22 @@ pub(super) struct Found {
     pub identity: Identity,
 }
 
+/// Which pods were found where.
+#[derive(Default)]
+pub(super) struct Mapping {
+    /// Pods that have an interface.
+    pub found: BTreeMap<ObjectKey, Found>,
+    /// Pods that had one which has gone, by name and uid.
+    lost: BTreeSet<(ObjectKey, String)>,
+}
+
+impl Mapping {
+    /// Whether a pod has ended but for its object: whoever has its address now is somebody else.
+    fn has_ended(&self, pod: &Wanted) -> bool {
+        pod.leaving && self.lost.contains(&(pod.key.clone(), pod.uid.clone()))
+    }
+}
+
 /// What is known of the machine.
 #[derive(Default)]
 pub(super) struct Knowledge {
@@ -101,22 +117,32 @@ impl Knowledge {
 
     /// Brings the mapping up to date. A pod keeps its interface as long as that is there, whatever the pod does to its own
     /// addresses: removing one must not free it from its policies.
-    pub fn resolve(&self, wanted: &[Wanted], mapped: &mut BTreeMap<ObjectKey, Found>) {
-        mapped.retain(|_, found| {
-            self.hosts.get(&found.inner) == Some(&found.interface) && wanted.contains(&found.wanted)
+    pub fn resolve(&self, wanted: &[Wanted], mapping: &mut Mapping) {
+        let Mapping { found, lost } = mapping;
+        lost.retain(|(key, uid)| wanted.iter().any(|pod| pod.key == *key && pod.uid == *uid));
+        found.retain(|key, found| {
+            let there = self.hosts.get(&found.inner) == Some(&found.interface);
+            let wanted = wanted.iter().any(|pod| pod.is(&found.wanted));
+            if wanted && !there {
+                lost.insert((key.clone(), found.wanted.uid.clone()));
+            }
+            wanted && there
         });
-        for found in mapped.values_mut() {
+        for found in found.values_mut() {
             let (namespace, index) = found.inner;
             if let Some(inside) = self.inside.get(&namespace) {
                 found.identity = Identity::of(inside, index);
             }
         }
-        if wanted.iter().all(|pod| mapped.contains_key(&pod.key)) {
+        if wanted
+            .iter()
+            .all(|pod| mapping.found.contains_key(&pod.key))
+        {
             return;
         }
         let by_address = self.by_address();
         for pod in wanted {
-            if mapped.contains_key(&pod.key) {
+            if mapping.found.contains_key(&pod.key) || mapping.has_ended(pod) {
                 continue;
             }
             let mut candidates: BTreeMap<(NamespaceId, u32), usize> = BTreeMap::new();
@@ -147,9 +173,35 @@ impl Knowledge {
                     inner,
                     identity: identity.unwrap_or_default(),
                 };
-                mapped.insert(pod.key.clone(), found);
+                mapping.lost.remove(&(pod.key.clone(), pod.uid.clone()));
+                mapping.found.insert(pod.key.clone(), found);
             }
         }
+    }
+
+    /// Interfaces of nobody that have the address of a pod that has ended, with that pod.
+    pub fn disputed(&self, wanted: &[Wanted], mapping: &Mapping) -> BTreeMap<u32, ObjectKey> {
+        let ended: Vec<_> = wanted.iter().filter(|pod| mapping.has_ended(pod)).collect();
+        if ended.is_empty() {
+            return BTreeMap::new();
+        }
+        let by_address = self.by_address();
+        let taken: BTreeSet<_> = mapping.found.values().map(|found| found.inner).collect();
+        let mut disputed = BTreeMap::new();
+        for pod in ended {
+            let inner = pod
+                .addresses
+                .iter()
+                .filter_map(|a| by_address.get(a))
+                .flatten();
+            for interface in inner
+                .filter(|inner| !taken.contains(inner))
+                .filter_map(|inner| self.hosts.get(inner))
+            {
+                disputed.insert(interface.index, pod.key.clone());
+            }
+        }
+        disputed
     }
 
     /// Whether what a pod's interface answers to has to be read: it changed, or could not be read.
@@ -196,6 +248,7 @@ mod tests {
             key: ObjectKey::new("n", name),
             uid: String::new(),
             addresses: vec![address.parse().expect("an address")],
+            leaving: false,
         }
     }
 
@@ -214,12 +267,12 @@ mod tests {
             link(11, Some((1, 2))),
         ]);
         known.inside.insert(1, inside("10.0.0.1", 7));
-        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
+        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], Mapping::default());
         known.resolve(&wanted, &mut mapped);
-        assert!(mapped.is_empty());
+        assert!(mapped.found.is_empty());
         known.inside.insert(0, inside("10.0.0.1", 2));
         known.resolve(&wanted, &mut mapped);
-        assert_eq!(mapped[&wanted[0].key].interface.index, 10);
+        assert_eq!(mapped.found[&wanted[0].key].interface.index, 10);
     }
 
     #[test]
@@ -227,15 +280,56 @@ mod tests {
         let mut known = Knowledge::default();
         known.set_links(&[link(10, Some((0, 2)))]);
         known.inside.insert(0, inside("10.0.0.1", 2));
-        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
+        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], Mapping::default());
         known.resolve(&wanted, &mut mapped);
         known.inside.insert(0, Inside::default());
         known.resolve(&wanted, &mut mapped);
-        assert_eq!(mapped.len(), 1);
+        assert_eq!(mapped.found.len(), 1);
         known.set_links(&[]);
         known.resolve(&wanted, &mut mapped);
-        assert!(mapped.is_empty());
+        assert!(mapped.found.is_empty());
         assert!(known.inside.is_empty());
+    }
+
+    /// Its address may be somebody else's by then, long before its object goes.
+    #[test]
+    fn a_leaving_pod_that_has_lost_its_interface_gets_no_other_and_who_has_its_address_is_told() {
+        let mut known = Knowledge::default();
+        known.set_links(&[link(10, Some((0, 2)))]);
+        known.inside.insert(0, inside("10.0.0.1", 2));
+        let mut mapped = Mapping::default();
+        let stays = pod("a", "10.0.0.1");
+        let leaves = Wanted {
+            leaving: true,
+            ..stays.clone()
+        };
+        known.resolve(std::slice::from_ref(&stays), &mut mapped);
+        // Deletion begins: it runs on for a while, whatever it does to its address.
+        known.inside.insert(0, Inside::default());
+        known.resolve(std::slice::from_ref(&leaves), &mut mapped);
+        assert_eq!(mapped.found[&leaves.key].interface.index, 10);
+        known.set_links(&[]);
+        known.resolve(std::slice::from_ref(&leaves), &mut mapped);
+        known.set_links(&[link(11, Some((1, 2))), link(12, Some((2, 2)))]);
+        known.inside.insert(1, inside("10.0.0.1", 2));
+        known.inside.insert(2, inside("10.0.0.2", 2));
+        let wanted = [leaves.clone(), pod("b", "10.0.0.2")];
+        known.resolve(&wanted, &mut mapped);
+        assert!(!mapped.found.contains_key(&leaves.key));
+        assert_eq!(
+            known.disputed(&wanted, &mapped),
+            BTreeMap::from([(11, leaves.key.clone())])
+        );
+        // The one that now has it is known.
+        let wanted = [pod("c", "10.0.0.1")];
+        known.resolve(&wanted, &mut mapped);
+        assert_eq!(mapped.found[&wanted[0].key].interface.index, 11);
+        assert_eq!(known.disputed(&wanted, &mapped), BTreeMap::new());
+        // One that is not being deleted gets a new interface with its address: its sandbox was made anew.
+        known.set_links(&[link(13, Some((3, 2)))]);
+        known.inside.insert(3, inside("10.0.0.1", 2));
+        known.resolve(&wanted, &mut mapped);
+        assert_eq!(mapped.found[&wanted[0].key].interface.index, 13);
     }
 
     #[test]
@@ -244,10 +338,10 @@ mod tests {
         known.set_links(&[link(10, Some((0, 2))), link(11, Some((1, 2)))]);
         known.inside.insert(0, inside("10.0.0.1", 2));
         known.inside.insert(1, inside("10.0.0.2", 2));
-        let mut mapped = BTreeMap::new();
+        let mut mapped = Mapping::default();
         known.resolve(&[pod("a", "10.0.0.1")], &mut mapped);
         known.resolve(&[pod("a", "10.0.0.2")], &mut mapped);
-        assert_eq!(mapped[&ObjectKey::new("n", "a")].interface.index, 11);
+        assert_eq!(mapped.found[&ObjectKey::new("n", "a")].interface.index, 11);
     }
 
     #[test]
@@ -296,10 +390,10 @@ mod tests {
             ..inside("10.0.0.1", 2)
         };
         known.inside.insert(0, with([2, 0, 0, 0, 0, 1]));
-        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], BTreeMap::new());
-        let mac = |known: &Knowledge, mapped: &mut BTreeMap<_, Found>| {
+        let (wanted, mut mapped) = ([pod("a", "10.0.0.1")], Mapping::default());
+        let mac = |known: &Knowledge, mapped: &mut Mapping| {
             known.resolve(&wanted, mapped);
-            let found = &mapped[&ObjectKey::new("n", "a")];
+            let found = &mapped.found[&ObjectKey::new("n", "a")];
             (found.identity.mac.map(|mac| mac[5]), known.stale(found))
         };
         assert_eq!(mac(&known, &mut mapped), (Some(1), false));

@@ -35,6 +35,15 @@ pub struct Wanted {
     pub uid: String,
     /// The addresses by which it is found.
     pub addresses: Vec<IpAddr>,
+    /// It is being deleted: once its interface has gone, none will ever be its own again.
+    pub leaving: bool,
+}
+
+impl Wanted {
+    /// Whether this is the same pod with the same addresses.
+    pub fn is(&self, other: &Self) -> bool {
+        self.key == other.key && self.uid == other.uid && self.addresses == other.addresses
+    }
 }
 
 /// An interface of the node.
@@ -106,6 +115,9 @@ pub struct Report {
     pub addresses: BTreeSet<IpAddr>,
     /// The wanted pods, each with its interface.
     pub pods: BTreeMap<ObjectKey, (Wanted, Result<Place, Missing>)>,
+    /// Interfaces of nobody (yet) behind which an address lies that a wanted pod still claims whose own interface has gone. By
+    /// index, with that pod.
+    pub disputed: BTreeMap<u32, ObjectKey>,
     /// The devices of the node by index, but for the loopback device.
     pub devices: BTreeMap<u32, Device>,
     /// The envelopes that they open.

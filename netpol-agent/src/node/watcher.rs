@@ -1,7 +1,7 @@
 //! The thread behind [`super::Discovery`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::IpAddr,
     os::fd::AsFd as _,
@@ -18,11 +18,10 @@ use tokio::sync::watch;
 
 use super::{
     Place, Report, Request, Wanted, addresses,
-    interfaces::{Found, Knowledge},
+    interfaces::{Knowledge, Mapping},
     namespaces::Inside,
     rtnetlink::{Event, Socket},
 };
-use crate::policy::object::ObjectKey;
 
 /// How long to wait before looking again for a pod that was not found, at first and at most. Only what no event tells
 /// needs this: a namespace that could not be read.
@@ -36,7 +35,7 @@ pub(super) struct Watcher {
     socket: Socket,
     known: Knowledge,
     addresses: BTreeSet<IpAddr>,
-    mapped: BTreeMap<ObjectKey, Found>,
+    mapped: Mapping,
     /// What of the agent's own namespace has to be read again.
     links_changed: bool,
     addresses_changed: bool,
@@ -57,7 +56,7 @@ impl Watcher {
             socket: Socket::open()?,
             known: Knowledge::default(),
             addresses: BTreeSet::new(),
-            mapped: BTreeMap::new(),
+            mapped: Mapping::default(),
             links_changed: true,
             addresses_changed: true,
             retry: RETRY.0,
@@ -130,7 +129,7 @@ impl Watcher {
             }
         }
         self.known.resolve(wanted, &mut self.mapped);
-        let lacks = |pod: &Wanted| match self.mapped.get(&pod.key) {
+        let lacks = |pod: &Wanted| match self.mapped.found.get(&pod.key) {
             Some(found) => self.known.stale(found),
             None => !pod.addresses.is_empty(),
         };
@@ -163,7 +162,7 @@ impl Watcher {
         let pods = wanted
             .iter()
             .map(|pod| {
-                let found = match self.mapped.get(&pod.key) {
+                let found = match self.mapped.found.get(&pod.key) {
                     Some(found) => {
                         resolved &= !self.known.stale(found);
                         Ok(Place {
@@ -182,6 +181,7 @@ impl Watcher {
         let report = Report {
             addresses: self.addresses.clone(),
             pods,
+            disputed: self.known.disputed(wanted, &self.mapped),
             devices: self.known.devices.clone(),
             tunnels: self.known.tunnels.clone(),
             answers: number,

@@ -54,6 +54,8 @@ pub struct LocalPod<'a> {
     pub uid: &'a str,
     /// The addresses that the pod has; not those that another pod has taken over while this one was still on record.
     pub addresses: Vec<IpAddr>,
+    /// It is being deleted.
+    pub terminating: bool,
     /// What it may receive.
     pub ingress: Isolation,
     /// What it may send.
@@ -236,6 +238,7 @@ impl Index {
                     .into_iter()
                     .map(Address::to_ip)
                     .collect(),
+                terminating: self.world.pods[pod].terminating,
                 ingress: isolation.ingress,
                 egress: isolation.egress,
                 ingress_policies: names(Direction::Ingress),

@@ -24,7 +24,7 @@ pub(super) fn related<F: Frame, T: Tables>(
     *key = quoted.flow_key(case.interface, case.direction.reverse());
     let known = find(tables, key)?.load();
     if known.expired(quoted.protocol, case.now)
-        || !answers(&known, case.direction, frame.from_here(error.piece))
+        || !answers(&known, case.direction, frame.is_own(error.piece))
     {
         return None;
     }

@@ -1,6 +1,6 @@
 //! An address goes from one pod to another within a moment. Nobody inherits what the other one was allowed to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use netpol_tests::{
@@ -82,6 +82,54 @@ fn a_stranger_does_not_inherit_what_the_friend_was_allowed() -> anyhow::Result<(
         ensure!(heard.answered, "with the label it is a friend: {heard:?}");
         agent.stop()?;
     }
+    Ok(())
+}
+
+/// The old pod's sandbox has gone, its object has not, and the server does not know the address of the new one yet: nobody can
+/// tell by the address who that is.
+#[test]
+fn a_stranger_is_not_taken_for_a_pod_whose_object_has_not_gone_yet() -> anyhow::Result<()> {
+    let mut cluster = Cluster::of_three_pods()?;
+    cluster.put(FRIENDS)?;
+    let mut agent = cluster.agent(Hook::Auto)?;
+    agent.wait()?;
+    let dns = web(Port::Udp(53));
+    let caller = Caller::open(&cluster.lab, &friend(), &dns, Family::V4)?;
+    let heard = caller.send(&cluster.lab, PATIENCE)?;
+    ensure!(heard.answered, "the friend is allowed: {heard:?}");
+    let index = index(&cluster, &friend())?;
+    drop(caller);
+    let old = DocumentId::pod("a", "friend");
+    cluster.control_plane.terminate(&old)?;
+    agent.wait()?;
+    // While it ends, it is who it is.
+    let caller = Caller::open(&cluster.lab, &friend(), &dns, Family::V4)?;
+    let heard = caller.send(&cluster.lab, PATIENCE)?;
+    ensure!(heard.answered, "the friend, while it ends: {heard:?}");
+    drop(caller);
+    cluster.lab.delete(&old)?;
+    cluster.lab.apply(&pod("stranger", "role: friend", index))?;
+    let stranger = Party::pod("a", "stranger");
+    // The agent hears of a new interface from the kernel, and not from whoever waits for it.
+    let end = Instant::now() + PATIENCE;
+    while !agent.log().contains("has the address of a/friend") {
+        ensure!(
+            Instant::now() < end,
+            "nothing is told of its interface\n{}",
+            agent.log()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let caller = Caller::open(&cluster.lab, &stranger, &dns, Family::V4)?;
+    let heard = caller.send(&cluster.lab, SILENCE)?;
+    ensure!(heard.by.is_none(), "before it is known: {heard:?}");
+    // As soon as the server says who has the address, it is who it is.
+    cluster.control_plane.apply(&cluster.lab)?;
+    ensure!(cluster.control_plane.get(&old)?.is_none());
+    agent.wait()?;
+    let heard = caller.send(&cluster.lab, PATIENCE)?;
+    ensure!(heard.answered, "a friend itself: {heard:?}");
+    agent.stop()?;
     Ok(())
 }
 

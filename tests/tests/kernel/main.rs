@@ -32,3 +32,4 @@ mod nodes_wire;
 mod scenarios;
 mod services;
 mod services_egress;
+mod tcp_openings;

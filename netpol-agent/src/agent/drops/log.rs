@@ -117,7 +117,13 @@ fn peer(event: &Event) -> Address {
 }
 
 fn pod<K: Kernel>(interface: u32, enforcer: &Enforcer<K>) -> String {
-    match enforcer.endpoints.targets.get(&interface) {
+    let endpoints = &enforcer.endpoints;
+    if let Some(before) = endpoints.disputed.get(&interface) {
+        return format!(
+            "a pod that is not known yet (interface {interface}), with the address of {before}, which is being deleted"
+        );
+    }
+    match endpoints.targets.get(&interface) {
         Some(target) => target.pod.to_string(),
         None => format!("a pod that is gone (interface {interface})"),
     }

@@ -75,6 +75,16 @@ fn sources(stage: &Stage) {
                 let what = format!("source MAC {mac:02x?} by {family}");
                 stage.check(&what, from, &frame, Fate::Sent(Reason::Spoofed));
             }
+            // A bridge would give it to all, in the name of one whom their rules may allow.
+            for mac in [BROADCAST, [0x33, 0x33, 0, 0, 0, 1], [1, 0, 0x5e, 0, 0, 1]] {
+                let frame = Path {
+                    to_mac: mac,
+                    ..path
+                }
+                .udp(53);
+                let what = format!("to {to} behind {mac:02x?} by {family}");
+                stage.check(&what, from, &frame, Fate::Sent(Reason::Spoofed));
+            }
             stage.check("its own source", from, &path.udp(53), Fate::Arrives(to));
         }
         if stage.bridged() {
