@@ -80,6 +80,7 @@ pub struct PolicyStatus<'a> {
 pub(super) struct Announced {
     pub(super) uid: Box<str>,
     pub(super) addresses: Vec<Address>,
+    pub(super) terminating: bool,
     pub(super) isolation: PodIsolation,
 }
 

@@ -247,6 +247,7 @@ impl Index {
             let current = Announced {
                 uid: self.world.pods[pod].uid.clone(),
                 addresses: self.addresses(pod),
+                terminating: self.world.pods[pod].terminating,
                 isolation: self.isolation(pod),
             };
             if self.announced.get(&pod) != Some(&current) {

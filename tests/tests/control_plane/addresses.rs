@@ -115,8 +115,9 @@ fn a_stranger_is_not_taken_for_a_pod_whose_object_has_not_gone_yet() -> anyhow::
     while !agent.log().contains("has the address of a/friend") {
         ensure!(
             Instant::now() < end,
-            "nothing is told of its interface\n{}",
-            agent.log()
+            "nothing is told of its interface\n{}\n{}",
+            agent.log(),
+            agent.status_text()?
         );
         std::thread::sleep(Duration::from_millis(20));
     }
