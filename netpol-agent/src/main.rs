@@ -1,9 +1,8 @@
 //! The command line of the agent.
 
-/// Lists of tens of thousands of objects are parsed and trimmed at a start: musl's own allocator takes several times as long.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod allocator;
 
 fn main() -> std::process::ExitCode {
+    allocator::give_back_what_is_freed();
     netpol_agent::cli::main()
 }

@@ -169,7 +169,10 @@ impl Dataplane {
         let load = |e: aya::EbpfError| Error::Load(e.into());
         let trace = u8::from(options.trace);
         let mut loader = EbpfLoader::new();
+        // The loader has parsed the types of the kernel, 15 MiB: dropped, they are for relocations (CO-RE), of which the object
+        // has none, since it reads no structure of the kernel's. (aya 0.15 reads them only when there are some.)
         loader
+            .btf(None)
             .override_global(map::TRACE, &trace, true)
             .override_global(map::MARK_MASK, &options.mark.mask, true)
             .override_global(map::MARK_SHIFT, &options.mark.shift, true)
