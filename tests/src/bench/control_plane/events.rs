@@ -47,6 +47,14 @@ const ELSEWHERE: &str = "elsewhere";
 /// Where the pod that is timed lives.
 const PEERS: &str = "measured-peers";
 
+/// The pod that is timed.
+const TIMED: usize = 0;
+/// Pods that change meanwhile: these, from 1 on.
+const CHURNING: usize = 50;
+/// The pod that concerns nobody. Another address than the timed one's: of two pods with one address the younger has it, and they
+/// may be made within one second.
+const FOREIGN: usize = CHURNING + 1;
+
 /// A cluster that is followed, ready for changes.
 pub struct Stage<'a> {
     server: &'a ControlPlane,
@@ -116,10 +124,10 @@ impl<'a> Stage<'a> {
 
     /// Processor time for an event of a pod that no rule of a local pod names.
     pub fn foreign(&self, events: usize) -> anyhow::Result<Duration> {
-        self.server.put(&self.pod(ELSEWHERE, 0, 0))?;
+        self.server.put(&self.pod(ELSEWHERE, FOREIGN, 0))?;
         self.cost(events, |version| {
             self.server
-                .put(&self.pod(ELSEWHERE, 0, version + 1))
+                .put(&self.pod(ELSEWHERE, FOREIGN, version + 1))
                 .map(drop)
         })
     }
@@ -179,13 +187,15 @@ impl<'a> Stage<'a> {
     }
 
     fn toggle_pod(&self, event: usize) -> anyhow::Result<Duration> {
-        let address: IpAddr = remote_address(self.unused).parse().context("an address")?;
+        let address: IpAddr = remote_address(self.unused + TIMED)
+            .parse()
+            .context("an address")?;
         let watch = self.tables.watch(Place::Peer(address.into()))?;
         if event.is_multiple_of(2) {
-            self.server.put(&self.pod(PEERS, 0, event))?;
+            self.server.put(&self.pod(PEERS, TIMED, event))?;
         } else {
             self.server
-                .remove(&DocumentId::new("Pod", PEERS, "pod-0"))?;
+                .remove(&DocumentId::new("Pod", PEERS, &format!("pod-{TIMED}")))?;
         }
         let answered = Instant::now();
         Ok(watch.changed()?.saturating_duration_since(answered))
@@ -208,7 +218,7 @@ impl<'a> Stage<'a> {
                         ELSEWHERE
                     };
                     self.server
-                        .put(&self.pod(namespace, 1 + version % 50, version))?;
+                        .put(&self.pod(namespace, 1 + version % CHURNING, version))?;
                     next += pause;
                     thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
