@@ -13,10 +13,7 @@ const AT_ONCE: usize = 16;
 
 /// The script: one line of output for each probe, `NUMBER STATUS WORDS`.
 pub fn script(probes: &[&Probe], timeout: Duration) -> String {
-    let mut script = format!(
-        "try() {{ said=$(/agnhost connect --timeout={}ms --protocol=$2 \"$3\" 2>&1); echo \"$1 $? $said\"; }}\n",
-        timeout.as_millis()
-    );
+    let mut script = attempt(timeout);
     for (nth, probe) in probes.iter().enumerate() {
         let protocol = match probe.protocol {
             Protocol::Tcp => "tcp",
@@ -33,19 +30,25 @@ pub fn script(probes: &[&Probe], timeout: Duration) -> String {
     script
 }
 
+/// A shell function: `try NUMBER PROTOCOL ADDRESS` prints `NUMBER STATUS WORDS`.
+///
+/// A datagram that a busy machine loses is sent again by nobody, so silence to one is no denial. Of TCP and SCTP the kernel takes
+/// care.
+pub fn attempt(timeout: Duration) -> String {
+    let once = format!(
+        "said=$(/agnhost connect --timeout={}ms --protocol=$2 \"$3\" 2>&1)",
+        timeout.as_millis()
+    );
+    format!(
+        "try() {{ {once}; status=$?\nif [ $status$2 = 1udp ]; then {once}; status=$?; fi\necho \"$1 $status $said\"; }}\n"
+    )
+}
+
 /// The outcome of each of `count` probes, from what the script printed.
 pub fn outcomes(printed: &str, count: usize) -> Result<Vec<Outcome>> {
     let mut outcomes = vec![None; count];
     for line in printed.lines() {
-        let mut words = line.splitn(3, ' ');
-        let (Some(nth), Some(status)) = (words.next(), words.next()) else {
-            bail!("the probes printed `{line}`, which is no result");
-        };
-        let nth: usize = nth
-            .parse()
-            .with_context(|| format!("the probes printed `{line}`, which is no result"))?;
-        let said = words.next().unwrap_or_default();
-        let outcome = outcome(status, said)?;
+        let (nth, outcome) = result(line)?;
         *outcomes
             .get_mut(nth)
             .with_context(|| format!("there is no probe {nth}"))? = Some(outcome);
@@ -57,6 +60,17 @@ pub fn outcomes(printed: &str, count: usize) -> Result<Vec<Outcome>> {
             outcome.with_context(|| format!("probe {nth} of {count} printed nothing:\n{printed}"))
         })
         .collect()
+}
+
+/// What a line that `try` has printed says: the probe's number, and its outcome.
+pub fn result(line: &str) -> Result<(usize, Outcome)> {
+    let no_result = || format!("the probes printed `{line}`, which is no result");
+    let mut words = line.splitn(3, ' ');
+    let (Some(nth), Some(status)) = (words.next(), words.next()) else {
+        bail!(no_result());
+    };
+    let nth = nth.parse().with_context(no_result)?;
+    Ok((nth, outcome(status, words.next().unwrap_or_default())?))
 }
 
 /// What `agnhost connect` says of one attempt. A refusal is an error here: every port that is probed has a server behind it,
@@ -144,7 +158,8 @@ mod tests {
         let stand_in = directory.path().join("agnhost");
         std::fs::write(
             &stand_in,
-            "#!/bin/sh\ncase \"$3 $4\" in *udp*) echo TIMEOUT >&2; exit 1;; esac\n[ \"$4\" = '[fd00::1]:80' ]\n",
+            "case \"$3 $4\" in *udp*) echo \"$4\" >>\"$(dirname \"$0\")/lost\"; echo TIMEOUT >&2; exit 1;; esac\n\
+            [ \"$4\" = '[fd00::1]:80' ]\n",
         )
         .unwrap();
         let mut probes = vec![probe("fd00::1", Port::Tcp(80))];
@@ -156,6 +171,9 @@ mod tests {
         let printed = String::from_utf8(output.stdout).unwrap();
         let outcomes = outcomes(&printed, probes.len()).unwrap();
         assert_eq!(outcomes[0], Outcome::Open);
+        // Twenty datagrams, each sent twice.
+        let lost = std::fs::read_to_string(directory.path().join("lost")).unwrap();
+        assert_eq!(lost.lines().count(), 2 * 20);
         assert!(outcomes[1..].iter().all(|one| *one == Outcome::Denied));
     }
 }
