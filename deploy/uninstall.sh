@@ -5,14 +5,16 @@
 # restarted or upgraded leaves no gap, and the agent cannot know that it will not come back.
 set -eu
 cd "$(dirname "$0")"
-kubectl="kubectl --namespace kube-system"
-if $kubectl get daemonset netpol-agent >/dev/null; then
-    $kubectl patch daemonset netpol-agent --patch-file uninstall/cleanup.yaml
-    if ! $kubectl rollout status daemonset netpol-agent --timeout "${TIMEOUT:-5m}"; then
-        $kubectl get pods --selector app.kubernetes.io/name=netpol-agent --output wide
+# KUBECTL="kubectl --context NAME" for another cluster than the current one
+kubectl=${KUBECTL:-kubectl}
+in_its_namespace="$kubectl --namespace kube-system"
+if $in_its_namespace get daemonset netpol-agent >/dev/null; then
+    $in_its_namespace patch daemonset netpol-agent --patch-file uninstall/cleanup.yaml
+    if ! $in_its_namespace rollout status daemonset netpol-agent --timeout "${TIMEOUT:-5m}"; then
+        $in_its_namespace get pods --selector app.kubernetes.io/name=netpol-agent --output wide
         echo "Not every node could be cleaned up: see the pods above that are not ready. Run this again when they can be reached;" >&2
-        echo "or reboot them, or delete them from the cluster, and then run: kubectl delete -k deploy/" >&2
+        echo "or reboot them, or delete them from the cluster, and then run: $kubectl delete -k deploy/" >&2
         exit 1
     fi
 fi
-kubectl delete --ignore-not-found -k .
+$kubectl delete --ignore-not-found -k .
