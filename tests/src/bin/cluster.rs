@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use netpol_tests::{
-    cluster::{self, Options, client::Cluster},
+    cluster::{self, Options, Part, client::Cluster},
     scenario::Scenario,
 };
 
@@ -21,6 +21,9 @@ struct Arguments {
     /// The kubeconfig; else that of kubectl
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// What is played; may be given several times. `life` replaces the agents
+    #[arg(long, value_enum, value_name = "PART", default_values_t = [Part::Scenarios])]
+    part: Vec<Part>,
     /// Only these scenarios: S07 or S07-default-denies; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -89,11 +92,16 @@ async fn run(arguments: Arguments) -> Result<bool> {
     let (namespace, name) = &arguments.agent;
     if arguments.without_agent {
         ensure!(
+            !arguments.part.contains(&Part::Life),
+            "--part life is about agents: it cannot be played --without-agent"
+        );
+        ensure!(
             !cluster.has_daemon_set(namespace, name).await?,
             "--without-agent, but DaemonSet {namespace}/{name} is there"
         );
     }
     let options = Options {
+        parts: arguments.part,
         prefix: arguments.prefix,
         probe_image: arguments.probe_image,
         agent: (!arguments.without_agent).then_some(arguments.agent),

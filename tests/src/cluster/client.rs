@@ -14,7 +14,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config,
-    api::{AttachParams, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{AttachParams, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
     core::{ApiResource, Resource},
 };
@@ -209,6 +209,29 @@ impl Cluster {
         Ok(serde_json::to_value(
             object.with_context(|| format!("read {id}"))?,
         )?)
+    }
+
+    /// An object as it is now, if it is there.
+    pub async fn find(&self, id: &DocumentId) -> Result<Option<Value>> {
+        let object = self.api(id)?.get_opt(&id.name).await;
+        let object = object.with_context(|| format!("read {id}"))?;
+        Ok(object.map(serde_json::to_value).transpose()?)
+    }
+
+    /// What the only container of a pod has written so far.
+    pub async fn log(&self, namespace: &str, pod: &str) -> Result<String> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        pods.logs(pod, &LogParams::default())
+            .await
+            .with_context(|| format!("read the log of pod {namespace}/{pod}"))
+    }
+
+    /// Replaces the pods of a DaemonSet, as `kubectl rollout restart` does.
+    pub async fn restart(&self, namespace: &str, name: &str) -> Result<()> {
+        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), namespace);
+        let restarted = sets.restart(name).await;
+        restarted.with_context(|| format!("restart DaemonSet {namespace}/{name}"))?;
+        Ok(())
     }
 
     /// Waits until a DaemonSet runs, ready, what its specification says, on every node that it wants.

@@ -8,6 +8,7 @@
 //! - [`stage`]: one scenario on the cluster
 //! - [`play`]: its story, table by table
 //! - [`report`]: what came of it, for people
+//! - [`life`]: agents that are replaced and pods that come and go, under traffic
 //!
 //! Everything but [`client`], [`stage`] and [`play`] is pure, and tested without a cluster.
 
@@ -17,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, stream};
 
 pub mod client;
+pub mod life;
 pub mod names;
 pub mod play;
 pub mod pods;
@@ -35,9 +37,20 @@ const ROLL_OUT_PATIENCE: Duration = Duration::from_secs(300);
 /// How long namespaces may take to go.
 const STRIKE_PATIENCE: Duration = Duration::from_secs(300);
 
+/// What a run of the suite is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Part {
+    /// Every scenario, table against table
+    Scenarios,
+    /// Agents that are replaced, pods that come and go, kubelets and the network of nodes, under traffic
+    Life,
+}
+
 /// What a run of the suite is told.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// What is played.
+    pub parts: Vec<Part>,
     /// What the names of our namespaces begin with.
     pub prefix: String,
     /// The image of all pods, in place of the one that the scenarios name.
@@ -79,7 +92,7 @@ pub async fn run(cluster: &Cluster, options: &Options, scenarios: &[Scenario]) -
         println!("DaemonSet {namespace}/{name}: {pods} pods are ready");
     }
     let played = tokio::select! {
-        played = play_all(cluster, options, scenarios, &nodes) => played,
+        played = play_parts(cluster, options, scenarios, &nodes) => played,
         signal = tokio::signal::ctrl_c() => {
             signal.context("wait for a signal")?;
             Err(anyhow::anyhow!("interrupted"))
@@ -93,9 +106,34 @@ pub async fn run(cluster: &Cluster, options: &Options, scenarios: &[Scenario]) -
             .await
             .context("everything has been played; the namespaces were deleted")?;
     }
-    let reports = played?;
-    report::conclude(&reports);
-    Ok(reports.iter().all(Report::is_good))
+    played
+}
+
+async fn play_parts(
+    cluster: &Cluster,
+    options: &Options,
+    scenarios: &[Scenario],
+    nodes: &[String],
+) -> Result<bool> {
+    let mut good = true;
+    if options.parts.contains(&Part::Scenarios) {
+        let reports = play_all(cluster, options, scenarios, nodes).await?;
+        report::conclude(&reports);
+        good &= reports.iter().all(Report::is_good);
+    }
+    if options.parts.contains(&Part::Life) {
+        good &= life::run(cluster, options, nodes, &image(scenarios)?).await?;
+    }
+    Ok(good)
+}
+
+/// The image that the scenarios name.
+fn image(scenarios: &[Scenario]) -> Result<String> {
+    let mut pods = scenarios
+        .iter()
+        .flat_map(|scenario| scenario.world.values("Pod", |_| None));
+    let image = pods.find_map(|pod| pods::image(&pod).map(str::to_owned));
+    image.context("no scenario has a pod")
 }
 
 async fn play_all(
