@@ -18,6 +18,16 @@ use crate::{
     shell::{capture, cargo, house, on_path, run, say, works},
 };
 
+/// The scenario that is played again after the agent has been taken away, and after it has come back.
+const AGAIN: &str = "S07";
+/// Prints what a node still has of the agent.
+const LEFT_BEHIND: &str = "ls -d /sys/fs/bpf/netpol* 2>/dev/null
+for device in $(ls /sys/class/net); do
+    for way in ingress egress; do
+        tc filter show dev $device $way | grep -E '(pod|host|bare)_(in|e)gress' | sed \"s/^/$device $way: /\"
+    done
+done
+true";
 /// What the overlay calls the agent's image, and where its DaemonSet is.
 const AGENT: (&str, &str) = ("kube-system", "netpol-agent");
 
@@ -189,24 +199,30 @@ impl Cluster {
         self.rolled_out(namespace, &daemonset)
     }
 
-    /// Takes the agent away with all that it enforces, as deploy/uninstall.sh does: that stays when its pods are only deleted.
+    /// Takes the agent away with all that it enforces, by the script that users have for it: that stays when its pods are only
+    /// deleted.
     fn undeploy(&self) -> Result<()> {
-        let (namespace, name) = AGENT;
-        let daemonset = format!("daemonset/{name}");
-        say("taking the agent away");
+        say("taking the agent away: deploy/uninstall.sh");
+        let kubectl = format!("{} --context {}", named("kubectl"), self.context());
+        run(Command::new(house().join("deploy/uninstall.sh")).env("KUBECTL", kubectl))?;
+        // What an overlay has that deploy/ has not.
         run(self
-            .kubectl([
-                "--namespace",
-                namespace,
-                "patch",
-                &daemonset,
-                "--patch-file",
-            ])
-            .arg(house().join("deploy/uninstall/cleanup.yaml")))?;
-        self.rolled_out(namespace, &daemonset)?;
-        run(self
-            .kubectl(["delete", "--wait", "--kustomize"])
+            .kubectl(["delete", "--ignore-not-found", "--wait", "--kustomize"])
             .arg(at_home(&self.overlay)))
+    }
+
+    /// Refuses when a node still has something of the agent in its kernel.
+    fn is_clean(&self) -> Result<()> {
+        need("docker")?;
+        let nodes = capture(program("kind").args(["get", "nodes", "--name", &self.name]))?;
+        for node in nodes.lines() {
+            let left = capture(program("docker").args(["exec", node, "sh", "-c", LEFT_BEHIND]))?;
+            if !left.trim().is_empty() {
+                bail!("node {node} is not clean after deploy/uninstall.sh:\n{left}");
+            }
+            say(&format!("{node}: no pins and no filters are left"));
+        }
+        Ok(())
     }
 
     fn rolled_out(&self, namespace: &str, what: &str) -> Result<()> {
@@ -232,11 +248,22 @@ impl Cluster {
         say("the suite without the agent: policies exist, and everything must stay open");
         let without = cluster_test::run_suite(&suite_with(&["--without-agent"]));
         self.deploy()?;
-        say("the suite with the agent");
-        let with = cluster_test::run_suite(&suite_with(&[]));
+        say(
+            "the suite with the agent, and what happens to it and to pods in the life of a cluster",
+        );
+        let with = cluster_test::run_suite(&suite_with(&["--part", "scenarios", "--part", "life"]));
+        self.undeploy()?;
+        self.is_clean()?;
+        say("a scenario after the agent has been taken away: everything must be open again");
+        let again = cluster_test::run_suite(&suite_with(&["--without-agent", "--only", AGAIN]));
+        self.deploy()?;
+        say("the same scenario with the agent that was installed again");
+        let anew = cluster_test::run_suite(&suite_with(&["--only", AGAIN]));
         without.context("without the agent")?;
         with.context("with the agent")?;
-        say("both halves are as expected");
+        again.context("after it has been taken away")?;
+        anew.context("with the agent installed again")?;
+        say("without the agent, with it, without it and with it again: all is as expected");
         Ok(())
     }
 }
@@ -252,7 +279,11 @@ fn built_image() -> Result<PathBuf> {
 
 /// A program by its name on PATH, or by the path in a variable of its name: `KIND=/opt/kind`.
 pub fn program(name: &str) -> Command {
-    Command::new(env::var_os(name.to_uppercase()).unwrap_or_else(|| name.into()))
+    Command::new(named(name))
+}
+
+fn named(name: &str) -> String {
+    env::var(name.to_uppercase()).unwrap_or_else(|_| name.to_owned())
 }
 
 /// Refuses, before anything is done, when a program is missing.
