@@ -17,9 +17,20 @@ pub fn say(what: &str) {
 }
 
 /// The cargo that runs us, so that the toolchain stays the same whatever PATH says.
+///
+/// It is not told what cargo says of xtask: build scripts that look at these (ring's does) would run anew, and everything behind
+/// them, each time somebody calls cargo himself after xtask has.
 pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(house()).args(arguments);
+    for (name, _) in env::vars_os() {
+        let of_xtask = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        if of_xtask {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
