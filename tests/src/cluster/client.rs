@@ -277,23 +277,35 @@ impl Cluster {
         Ok(sets.get_opt(name).await?.is_some())
     }
 
-    /// Runs a shell script in a pod and returns what it printed, for at most the time that its probes may
-    /// take and a generous minute.
-    pub async fn shell(&self, place: &Shell, script: &str, probes: Duration) -> Result<String> {
+    /// Runs a shell script in a pod and returns what `read` makes of what it printed, for at most the time that its probes may
+    /// take and a generous minute. A script that ended without results is run again; results are results.
+    pub async fn shell<T>(
+        &self,
+        place: &Shell,
+        script: &str,
+        probes: Duration,
+        read: impl Fn(&str) -> Result<T>,
+    ) -> Result<T> {
         let _turn = self.execs.acquire().await?;
         let mut last = anyhow!("not tried");
         for _ in 0..EXEC_TRIES {
             match timeout(probes + EXEC_SLACK, self.shell_once(place, script)).await {
-                Ok(Ok(printed)) => return Ok(printed),
+                Ok(Ok((printed, complained))) => match read(&printed) {
+                    Ok(results) => return Ok(results),
+                    Err(error) if complained.is_empty() => last = error,
+                    Err(error) => last = error.context(complained),
+                },
                 Ok(Err(error)) => last = error,
                 Err(_) => last = anyhow!("no end after {} s", (probes + EXEC_SLACK).as_secs()),
             }
+            eprintln!("probes in pod {place} are run again: {last:#}");
             sleep(Duration::from_secs(1)).await;
         }
         Err(last).with_context(|| format!("run probes in pod {place}"))
     }
 
-    async fn shell_once(&self, place: &Shell, script: &str) -> Result<String> {
+    /// What it printed, and what it complained of.
+    async fn shell_once(&self, place: &Shell, script: &str) -> Result<(String, String)> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &place.namespace);
         let streams = AttachParams::default()
             .container(&place.container)
@@ -317,7 +329,7 @@ impl Cluster {
         match status {
             Some(Status {
                 status: Some(word), ..
-            }) if word == "Success" => Ok(printed),
+            }) if word == "Success" => Ok((printed, complained)),
             Some(status) => bail!(
                 "{} {complained}",
                 status.message.unwrap_or_else(|| "it failed".to_owned())

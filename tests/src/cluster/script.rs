@@ -11,6 +11,9 @@ use crate::table::{Failure, Outcome};
 /// How many connection attempts run in one pod at the same time.
 const AT_ONCE: usize = 16;
 
+/// What a script prints last. Without it, what it has printed was cut off on its way.
+const END: &str = "end";
+
 /// The script: one line of output for each probe, `NUMBER STATUS WORDS`.
 pub fn script(probes: &[&Probe], timeout: Duration) -> String {
     let mut script = attempt(timeout);
@@ -26,7 +29,7 @@ pub fn script(probes: &[&Probe], timeout: Duration) -> String {
             script.push_str("wait\n");
         }
     }
-    script.push_str("wait\n");
+    script.push_str(&format!("wait\necho {END}\n"));
     script
 }
 
@@ -47,7 +50,10 @@ pub fn attempt(timeout: Duration) -> String {
 /// The outcome of each of `count` probes, from what the script printed.
 pub fn outcomes(printed: &str, count: usize) -> Result<Vec<Outcome>> {
     let mut outcomes = vec![None; count];
-    for line in printed.lines() {
+    let Some(lines) = printed.strip_suffix(&format!("{END}\n")) else {
+        bail!("what the probes printed was cut off:\n{printed}");
+    };
+    for line in lines.lines() {
         let (nth, outcome) = result(line)?;
         *outcomes
             .get_mut(nth)
@@ -124,7 +130,7 @@ mod tests {
         let printed = "1 1 TIMEOUT\n0 0 \n2 1 REFUSED\n\
             3 1 OTHER: dial tcp 10.0.0.1:80: connect: no route to host\n\
             4 1 TIMEOUT: read udp 10.0.0.1:1->10.0.0.2:53: i/o timeout\n\
-            5 1 UNKNOWN: write udp: operation not permitted\n";
+            5 1 UNKNOWN: write udp: operation not permitted\nend\n";
         assert_eq!(
             outcomes(printed, 6).unwrap(),
             [
@@ -142,10 +148,12 @@ mod tests {
     fn what_is_no_result_is_never_taken_for_a_denial() {
         for printed in [
             "",
-            "0 127 sh: /agnhost: not found\n",
-            "0\n",
-            "7 0 \n",
-            "x 0\n",
+            "end\n",
+            "0 0 \n",
+            "0 127 sh: /agnhost: not found\nend\n",
+            "0\nend\n",
+            "7 0 \nend\n",
+            "x 0\nend\n",
         ] {
             assert!(outcomes(printed, 1).is_err(), "{printed:?}");
         }

@@ -212,9 +212,8 @@ impl<'a> Stage<'a> {
                 let script = script::script(&probes, timeout);
                 // Batches run one after the other.
                 let longest = timeout * u32::try_from(probes.len()).unwrap_or(u32::MAX);
-                let printed = self.cluster.shell(&shell, &script, longest).await?;
-                let outcomes = script::outcomes(&printed, probes.len())
-                    .with_context(|| format!("probes in pod {shell}"))?;
+                let read = |printed: &str| script::outcomes(printed, probes.len());
+                let outcomes = self.cluster.shell(&shell, &script, longest, read).await?;
                 anyhow::Ok(probes.into_iter().zip(outcomes).collect())
             })
             .buffer_unordered(64)
