@@ -12,6 +12,7 @@ mod hooks;
 mod http;
 mod kernel;
 mod metrics;
+mod newcomers;
 mod repair;
 mod status;
 #[cfg(test)]

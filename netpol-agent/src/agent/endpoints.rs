@@ -7,15 +7,12 @@ use std::{
 
 use netpol_common::{Address, Endpoint, Isolation};
 
+use super::newcomers::{self, Common, Newcomers, is_newcomer};
 use crate::{
     dataplane::FORMER,
-    node::{DeviceKind, Identity, Interface, Report, Wanted},
+    node::{DeviceKind, Identity, Interface, Missing, Report, Wanted},
     policy::object::ObjectKey,
 };
-
-/// By a ruleset that has no rows, and that no policies can have: identifiers are made of content, and never this small
-/// (`policy::fingerprint`).
-const CLOSED: Isolation = Isolation::by(1);
 
 /// A local pod as the index knows it.
 pub(super) struct Local {
@@ -86,6 +83,10 @@ pub(super) struct Endpoints {
     pub disputed: BTreeMap<u32, ObjectKey>,
     /// Found pinned at the start, and not confirmed by the discovery since.
     pub inherited: BTreeSet<u32>,
+    /// Interfaces that came while a pod was awaited, and are not known to be anybody's yet.
+    newcomers: Newcomers,
+    /// There was a look at the node.
+    seen: bool,
     /// Why the endpoint of an interface could not be written.
     pub errors: BTreeMap<u32, String>,
     /// The slot after the one that was given away last.
@@ -93,6 +94,13 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
+    /// Takes over what is pinned.
+    pub fn inherit(&mut self, pinned: impl IntoIterator<Item = (u32, Endpoint)>) {
+        self.actual = pinned.into_iter().collect();
+        self.inherited = self.actual.keys().copied().collect();
+        self.newcomers.inherit(&self.actual);
+    }
+
     /// Says what there should be, given the pods and what the node looks like.
     pub fn aim(&mut self, locals: &[Local], report: &Report, orders: &Orders) {
         let mut targets = BTreeMap::new();
@@ -127,15 +135,27 @@ impl Endpoints {
             };
             targets.insert(interface.index, target);
         }
+        let has_one: BTreeSet<_> = targets.values().map(|target| &target.pod).collect();
+        let awaited: Vec<_> = locals
+            .iter()
+            .filter(|local| !has_one.contains(&local.wanted.key) && is_awaited(local, report))
+            .map(|local| (local.ingress, local.egress))
+            .collect();
+        let claimed = |index| targets.contains_key(&index);
+        let first = !std::mem::replace(&mut self.seen, true);
+        self.newcomers
+            .look(&report.devices, claimed, Common::of(&awaited), first);
         self.targets = targets;
         self.disputed = report.disputed.clone();
         self.disputed
             .retain(|interface, _| !self.targets.contains_key(interface));
     }
 
-    /// Whether there should be an endpoint.
+    /// Whether an interface shall have an endpoint.
     pub fn wants(&self, interface: u32) -> bool {
-        self.targets.contains_key(&interface) || self.disputed.contains_key(&interface)
+        self.targets.contains_key(&interface)
+            || self.disputed.contains_key(&interface)
+            || self.newcomers.hold(interface)
     }
 
     /// The interface of a pod, and what the pod's side of it answers to.
@@ -186,19 +206,15 @@ impl Endpoints {
             .chain(0..self.next_slot)
             .filter(|slot| !used.contains(slot));
         let mut write = Vec::new();
-        let closed = Endpoint {
-            ingress: CLOSED,
-            egress: CLOSED,
-            ..Endpoint::default()
-        };
-        let targets = self.targets.iter().map(|(i, target)| (*i, target.endpoint));
-        let disputed = self.disputed.keys().map(|i| (*i, closed));
-        for (interface, target) in targets.chain(disputed) {
+        let mut held: BTreeMap<u32, Endpoint> = self.newcomers.endpoints().collect();
+        held.extend(self.disputed.keys().map(|&i| (i, newcomers::closed())));
+        let pods = self.targets.iter().map(|(&i, target)| (i, target.endpoint));
+        for (interface, wanted) in pods.chain(held) {
             let slot = match self.actual.get(&interface) {
                 Some(actual) => actual.slot,
                 None => free.next().unwrap_or(FORMER),
             };
-            let endpoint = Endpoint { slot, ..target };
+            let endpoint = Endpoint { slot, ..wanted };
             if self.actual.get(&interface) != Some(&endpoint) {
                 write.push((interface, endpoint));
             }
@@ -206,13 +222,13 @@ impl Endpoints {
         write
     }
 
-    /// Notes that an endpoint has been written. Whether it is a new one.
+    /// Notes that an endpoint has been written. Whether the interface was nobody's before.
     pub fn written(&mut self, interface: u32, endpoint: Endpoint) -> bool {
-        let new = self.actual.insert(interface, endpoint).is_none();
-        if new {
+        let before = self.actual.insert(interface, endpoint);
+        if before.is_none() {
             self.next_slot = endpoint.slot + 1;
         }
-        new
+        before.is_none_or(|before| is_newcomer(&before))
     }
 
     /// Whether there is a place for the statistics of this slot.
@@ -232,5 +248,16 @@ impl Endpoints {
             .iter()
             .find(|(_, target)| target.pod == *pod)
             .map(|(&i, target)| (i, target))
+    }
+}
+
+/// Whether a pod may be behind an interface that nobody can tell yet.
+fn is_awaited(local: &Local, report: &Report) -> bool {
+    match report.pods.get(&local.wanted.key) {
+        Some((wanted, found)) if *wanted == local.wanted => {
+            matches!(found, Err(Missing::NoAddress | Missing::NotFoundYet))
+        }
+        // The discovery has not looked for it yet.
+        _ => true,
     }
 }

@@ -13,6 +13,7 @@ use super::{
     endpoints::{Endpoints, Local, Orders},
     hooks::Hooks,
     kernel::Kernel,
+    newcomers::is_newcomer,
 };
 use crate::{
     node::{Report, Wanted},
@@ -175,8 +176,7 @@ impl<K: Kernel> Enforcer<K> {
         self.hooks.inherited = self.kernel.attached().map_err(|e| self.failed(&e))?;
         let tables = self.index.tables();
         self.kernel.adopt(&tables).map_err(|e| self.failed(&e))?;
-        self.endpoints.actual = pinned.into_iter().collect();
-        self.endpoints.inherited = self.endpoints.actual.keys().copied().collect();
+        self.endpoints.inherit(pinned);
         self.programmed = true;
         self.tunnels_due = true;
         self.endpoints_due = true;
@@ -299,7 +299,9 @@ impl<K: Kernel> Enforcer<K> {
         self.endpoints.aim(&locals, &self.report, &self.orders);
         let writes = self.endpoints.to_write();
         let mut fresh = writes.clone();
-        fresh.retain(|(interface, _)| !self.endpoints.actual.contains_key(interface));
+        fresh.retain(|(interface, endpoint)| {
+            !is_newcomer(endpoint) && !self.endpoints.actual.contains_key(interface)
+        });
         if !fresh.is_empty() && !std::mem::replace(&mut self.seeded, true) {
             // Before anything is judged: what is open already was opened by somebody. Not for pods that come later: they have
             // opened nothing yet, but somebody who had their address may have.

@@ -195,6 +195,15 @@ fn pod(name: &str, uid: &str, address: &str) -> ObjectChange {
     })
 }
 
+/// As its kubelet has not told its address yet.
+fn pod_without_address(name: &str) -> ObjectChange {
+    let ObjectChange::Pod(mut pod) = pod(name, "1", "10.0.0.9") else {
+        unreachable!("a pod")
+    };
+    pod.addresses.clear();
+    ObjectChange::Pod(pod)
+}
+
 /// A policy that isolates every pod for ingress, but for one block.
 fn policy() -> ObjectChange {
     let block = PolicyPeer::Block {
@@ -449,6 +458,74 @@ fn a_pod_that_is_looked_for_again_keeps_its_endpoint_meanwhile() {
     enforcer.see(Arc::new(report));
     work(&mut enforcer);
     assert!(enforcer.kernel.endpoints.is_empty());
+}
+
+#[test]
+fn an_interface_that_comes_while_a_pod_is_awaited_is_not_open() {
+    let mut enforcer = world(Fake::default());
+    let look = |enforcer: &mut Enforcer<Fake>, pods: &[(&str, u32)], devices: &[u32], answers| {
+        let mut report = Report::clone(&found(enforcer, pods));
+        for (wanted, found) in report.pods.values_mut() {
+            if wanted.addresses.is_empty() {
+                *found = Err(Missing::NoAddress);
+            }
+        }
+        let more = devices.iter().map(|&i| device(i, DeviceKind::Pod));
+        report.devices.extend(more);
+        report.answers = answers;
+        enforcer.see(Arc::new(report));
+        work(enforcer);
+        settle(enforcer);
+    };
+    // Nobody is awaited: whatever this is, it is none of ours.
+    look(&mut enforcer, &[("a", 5)], &[6], 1);
+    enforcer.apply(vec![policy(), pod_without_address("b")]);
+    enforcer.expect(2);
+    look(&mut enforcer, &[("a", 5)], &[6], 2);
+    assert!(!enforcer.kernel.endpoints.contains_key(&6));
+    look(&mut enforcer, &[("a", 5)], &[6, 7], 2);
+    assert!(!enforcer.kernel.endpoints.contains_key(&6));
+    let (known, held) = (enforcer.kernel.endpoints[&5], enforcer.kernel.endpoints[&7]);
+    assert_eq!((held.ingress, held.egress), (known.ingress, known.egress));
+    assert!(isolated(&enforcer, 7) && !held.guarded() && held.slot != known.slot);
+    // It stays so until the discovery has found the pod, which is guarded from then on.
+    enforcer.apply(vec![pod("b", "1", "10.0.0.2")]);
+    enforcer.expect(3);
+    work(&mut enforcer);
+    assert_eq!(enforcer.kernel.endpoints[&7], held);
+    look(&mut enforcer, &[("a", 5), ("b", 7)], &[6], 3);
+    let endpoint = enforcer.kernel.endpoints[&7];
+    assert_eq!(endpoint.ipv4, "10.0.0.2".parse::<IpAddr>().unwrap().into());
+    assert_eq!(endpoint.slot, held.slot);
+    // What never became anybody's is let go as soon as nobody is awaited.
+    enforcer.apply(vec![pod_without_address("c")]);
+    enforcer.expect(4);
+    look(&mut enforcer, &[("a", 5), ("b", 7)], &[6, 8], 4);
+    assert!(isolated(&enforcer, 8));
+    enforcer.apply(vec![ObjectChange::PodGone(ObjectKey::new("shop", "c"))]);
+    enforcer.expect(5);
+    look(&mut enforcer, &[("a", 5), ("b", 7)], &[6, 8], 5);
+    assert!(!enforcer.kernel.endpoints.contains_key(&8));
+}
+
+#[test]
+fn an_agent_holds_what_the_one_before_it_has_held() {
+    let mut kernel = Fake::default();
+    kernel.endpoints.insert(7, Endpoint::default());
+    let mut enforcer = Enforcer::new(kernel, "here", Orders::default());
+    enforcer.apply(vec![namespace(), policy(), pod_without_address("b")]);
+    enforcer.expect(1);
+    let mut report = Report::clone(&found(&enforcer, &[]));
+    let devices = [6, 7].map(|index| device(index, DeviceKind::Pod));
+    report.devices.extend(devices);
+    for (_, found) in report.pods.values_mut() {
+        *found = Err(Missing::NoAddress);
+    }
+    enforcer.see(Arc::new(report));
+    enforcer.start().expect("a start");
+    work(&mut enforcer);
+    assert!(isolated(&enforcer, 7));
+    assert!(!enforcer.kernel.endpoints.contains_key(&6));
 }
 
 #[test]
