@@ -5,7 +5,7 @@ mod api_support;
 use std::time::Duration;
 
 use netpol_agent::{cluster::Problem, policy::object::ObjectKey};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::api_support::{
     NAMESPACES, PODS, POLICIES, SERVICES, namespace, pod, policy,
@@ -241,4 +241,113 @@ async fn an_address_of_ipv6_is_reached() {
     let mut reader = Reader::new(&server);
     reader.until("complete", |r| r.complete).await;
     all_is_there(&reader);
+}
+
+/// Answers to a list that say "everything went well" and are no list of policies.
+fn no_lists() -> [Value; 7] {
+    [
+        json!({}),
+        json!({ "kind": "Status", "status": "Success", "code": 200 }),
+        json!({ "kind": "NetworkPolicyList", "metadata": { "resourceVersion": "900" } }),
+        json!({ "kind": "PodList", "metadata": { "resourceVersion": "900" }, "items": [] }),
+        json!({ "kind": "NetworkPolicyList", "metadata": {}, "items": [] }),
+        json!({ "metadata": { "resourceVersion": "0" }, "items": [] }),
+        json!({ "metadata": { "resourceVersion": "900" }, "items": {} }),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_no_list_is_not_taken_for_an_empty_one() {
+    for answer in no_lists() {
+        let server = Server::start().await;
+        fill(&server);
+        server.lock().streams = false;
+        let mut reader = Reader::synced(&server).await;
+        server.compact();
+        let text = answer.to_string();
+        server.fault(move |request| {
+            (request.path == POLICIES && !request.is_watch()).then(|| Fault::Text(text.clone()))
+        });
+        let before = server.requests(POLICIES).len();
+        server.end_watches(POLICIES);
+        reader.until("it is told", |r| r.away.is_some()).await;
+        let reason = reader.away.clone().expect("it is away").reason.clone();
+        assert!(reason.contains("the server sent"), "{answer}: {reason}");
+        reader
+            .stays(Duration::from_millis(300), |r| {
+                r.objects.contains_key("NetworkPolicy shop/web")
+            })
+            .await;
+        let attempts = server.requests(POLICIES).len() - before;
+        assert!(attempts < 40, "{attempts} attempts in so short a time");
+        // And one that is a list counts, although it is empty.
+        server.heal();
+        server.delete(POLICIES, &policy("web", json!(80)));
+        reader.has("NetworkPolicy shop/web", None).await;
+        reader.until("it is back", |r| r.away.is_none()).await;
+        assert_eq!(reader.changes, ["NetworkPolicy shop/web is gone"]);
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_list_of_something_else_is_not_taken_for_an_empty_one() {
+    let end = |kind: &str, version: &str| {
+        let object = json!({ "kind": kind, "metadata": {
+            "resourceVersion": version,
+            "annotations": { "k8s.io/initial-events-end": "true" },
+        }});
+        format!("{}\n", json!({ "type": "BOOKMARK", "object": object }))
+    };
+    for answer in [
+        end("Pod", "900"),
+        end("NetworkPolicy", ""),
+        end("NetworkPolicy", "0"),
+        "{}\n".to_owned(),
+    ] {
+        let server = Server::start().await;
+        fill(&server);
+        let mut reader = Reader::synced(&server).await;
+        server.compact();
+        let text = answer.clone();
+        server.fault(move |request| {
+            (request.path == POLICIES && request.is_streamed_list())
+                .then(|| Fault::Text(text.clone()))
+        });
+        server.end_watches(POLICIES);
+        reader.until("it is told", |r| r.away.is_some()).await;
+        reader
+            .stays(Duration::from_millis(300), |r| {
+                r.objects.contains_key("NetworkPolicy shop/web")
+            })
+            .await;
+        server.heal();
+        server.delete(POLICIES, &policy("web", json!(80)));
+        reader.has("NetworkPolicy shop/web", None).await;
+        assert_eq!(
+            reader.changes,
+            ["NetworkPolicy shop/web is gone"],
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_complete_on_the_ground_of_what_is_no_list() {
+    for answer in no_lists() {
+        let server = Server::start().await;
+        fill(&server);
+        server.lock().streams = false;
+        let text = answer.to_string();
+        server.fault(move |request| {
+            (request.path == POLICIES && !request.is_watch()).then(|| Fault::Text(text.clone()))
+        });
+        let mut reader = Reader::new(&server);
+        reader.until("it is told", |r| r.away.is_some()).await;
+        reader
+            .stays(Duration::from_millis(100), |r| !r.complete)
+            .await;
+        server.heal();
+        reader.until("complete", |r| r.complete).await;
+        all_is_there(&reader);
+    }
 }

@@ -17,7 +17,10 @@ use hyper::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::server::{Fault, Request, State, Watcher};
+use super::{
+    NAMESPACES, PODS, SERVICES,
+    server::{Fault, Request, State, Watcher},
+};
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -129,9 +132,16 @@ fn list(state: &State, request: &Request) -> Answer {
     if end < all.len() {
         metadata["continue"] = end.to_string().into();
     }
+    let kind = match &*request.path {
+        _ if request.is_look() => "PartialObjectMetadataList",
+        NAMESPACES => "NamespaceList",
+        PODS => "PodList",
+        SERVICES => "ServiceList",
+        _ => "NetworkPolicyList",
+    };
     whole(
         200,
-        json!({ "kind": "List", "metadata": metadata, "items": items }).to_string(),
+        json!({ "kind": kind, "metadata": metadata, "items": items }).to_string(),
     )
 }
 

@@ -84,16 +84,16 @@ async fn look(connection: Connection) -> Result<Seen, Failure> {
     let mut next: Option<String> = None;
     loop {
         let text = connection.page(Part::Metadata, next.as_deref()).await?;
-        let metadata = wire::list(&text, |object: wire::Named| {
+        // A server may take no notice of what part is asked for.
+        let kinds = ["PartialObjectMetadataList", kind.list()];
+        let page = wire::list(&text, &kinds, |object: wire::Named| {
             let of = object.metadata;
             let version = &of.resource_version;
             let ident = Ident::new(kind, &of.namespace, &of.name, &of.uid, version);
             seen.objects.push(ident);
-        })
-        .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
-        let version = metadata.resource_version.unwrap_or_default();
-        seen.version = wire::version(&version);
-        next = metadata.next.filter(|next| !next.is_empty());
+        })?;
+        seen.version = wire::version(&page.version);
+        next = page.next;
         if next.is_none() {
             return Ok(seen);
         }

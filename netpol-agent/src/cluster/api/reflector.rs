@@ -138,12 +138,12 @@ impl Reflector {
         loop {
             let text = self.connection.page(Part::All, next.as_deref()).await?;
             let (held, changes) = (&mut self.held, &mut self.changes);
-            let metadata = wire::list(&text, |object| held.listed(object, changes))
-                .map_err(|e| Failure::Garbled(format!("the server sent what is no list: {e}")))?;
+            let kinds = [self.connection.kind().list()];
+            let page = wire::list(&text, &kinds, |object| held.listed(object, changes))?;
             drop(text);
-            next = metadata.next.filter(|next| !next.is_empty());
+            next = page.next;
             if next.is_none() {
-                self.position = metadata.resource_version.unwrap_or_default();
+                self.position = page.version;
                 return self.listed(ticket).await;
             }
             self.tell().await?;
@@ -264,6 +264,14 @@ impl Reflector {
             let status: Status = serde_json::from_value(object).unwrap_or_default();
             return Err(Failure::of(&status, self.connection.kind()));
         }
+        let kind = self.connection.kind();
+        if !wire::may_be(&object, kind) {
+            let told = &object["kind"];
+            return Err(Failure::Garbled(format!(
+                "the server sent a {told} in a watch of {}",
+                kind.resource()
+            )));
+        }
         let version = wire::resource_version(&object);
         if !*initial && !version.is_empty() {
             // The server was restored from a backup: what it sends from here on is not what is missing.
@@ -288,6 +296,9 @@ impl Reflector {
             What::Deleted => self.held.deleted(&object, &mut self.changes),
             What::Bookmark if !*initial => {}
             What::Bookmark if wire::ends_initial_events(&object) => {
+                if !wire::is_position(version) {
+                    return Err(wire::NoList::NoVersion.into());
+                }
                 self.position = version.to_owned();
                 *initial = false;
                 self.listed(ticket).await?;

@@ -81,7 +81,23 @@ impl Failure {
     }
 }
 
+impl From<wire::NoList> for Failure {
+    fn from(what: wire::NoList) -> Self {
+        Self::Garbled(what.to_string())
+    }
+}
+
 impl Kind {
+    /// `kind` of a list of them.
+    pub(super) fn list(self) -> &'static str {
+        match self {
+            Self::Namespace => "NamespaceList",
+            Self::Pod => "PodList",
+            Self::NetworkPolicy => "NetworkPolicyList",
+            Self::Service => "ServiceList",
+        }
+    }
+
     /// The plural by which roles name the resource.
     pub(super) fn resource(self) -> &'static str {
         match self {
