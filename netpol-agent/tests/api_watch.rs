@@ -4,12 +4,12 @@ mod api_support;
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::api_support::{
     PODS, POLICIES, pod, policy,
     reader::Reader,
-    server::{Fault, Server},
+    server::{Fault, Request, Server},
     timing,
 };
 
@@ -286,6 +286,154 @@ async fn watches_that_end_at_once_are_not_opened_in_a_hurry() {
     assert!(attempts < 40, "{attempts} attempts in half a second");
     server.heal();
     server.put(PODS, pod("a", "1", "red"));
+    reader.has("Pod shop/a", Some("red of 1")).await;
+    reader.until("it is back", |r| r.away.is_none()).await;
+}
+
+/// A streamed list of nothing, and what comes after it.
+fn streamed_list(version: u64, then: &Value) -> String {
+    let end = json!({ "type": "BOOKMARK", "object": { "metadata": {
+        "resourceVersion": version.to_string(),
+        "annotations": { "k8s.io/initial-events-end": "true" },
+    }}});
+    format!("{end}\n{then}\n")
+}
+
+/// The server gives good lists, and every watch that follows comes to nothing in this way. That is no reason to list everything as
+/// fast as it can be read, and it is told for as long as it is so.
+async fn comes_to_nothing(
+    streams: bool,
+    why: &str,
+    rule: impl FnMut(&Request) -> Option<Fault> + Send + 'static,
+) {
+    let server = Server::start().await;
+    server.lock().streams = streams;
+    let mut reader = Reader::synced(&server).await;
+    let mut rule = rule;
+    let before = server.requests(PODS).len();
+    server.fault(move |request| (request.path == PODS).then(|| rule(request)).flatten());
+    server.end_watches(PODS);
+    reader.until("it is told", |r| r.away.is_some()).await;
+    let reason = reader.away.clone().expect("it is away").reason.clone();
+    assert!(reason.contains(why), "{reason}");
+    // Lists succeed, and prove nothing.
+    reader
+        .stays(Duration::from_millis(800), |r| r.away.is_some())
+        .await;
+    let attempts = server.requests(PODS).len() - before;
+    assert!(attempts < 60, "{attempts} requests in less than a second");
+    server.heal();
+    // Ahead of whatever it has claimed.
+    server.lock().version = 5000;
+    server.put(PODS, pod("a", "1", "red"));
+    reader.has("Pod shop/a", Some("red of 1")).await;
+    reader.until("it is back", |r| r.away.is_none()).await;
+    assert_eq!(reader.losses, 1, "told once");
+}
+
+#[tokio::test]
+async fn a_version_that_is_too_old_as_soon_as_it_is_given_is_told() {
+    comes_to_nothing(false, "does not know the version", |request| {
+        let body = json!({ "kind": "Status", "code": 410, "reason": "Expired" });
+        request.is_watch().then_some(Fault::Status(410, "", body))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_that_is_ahead_of_every_watch_is_told() {
+    comes_to_nothing(false, "Too large resource version", |request| {
+        let body = json!({
+            "kind": "Status", "code": 504, "reason": "Timeout", "message": "Too large resource version: 9, current: 8",
+            "details": { "causes": [{ "reason": "ResourceVersionTooLarge" }] },
+        });
+        request.is_watch().then_some(Fault::Status(504, "", body))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_that_says_410_after_every_list_is_told() {
+    comes_to_nothing(true, "does not know the version", |request| {
+        let gone = json!({ "kind": "Status", "code": 410, "reason": "Expired" });
+        let gone = json!({ "type": "ERROR", "object": gone });
+        request
+            .is_watch()
+            .then(|| Fault::Text(streamed_list(100, &gone)))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_that_says_something_else_after_every_list_is_told() {
+    comes_to_nothing(true, "does not give pods (500", |request| {
+        let broken = json!({ "type": "ERROR", "object": { "message": "broken" } });
+        request
+            .is_watch()
+            .then(|| Fault::Text(streamed_list(100, &broken)))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bookmark_before_the_list_after_every_list_is_told() {
+    comes_to_nothing(true, "before the list", |request| {
+        let old =
+            json!({ "type": "BOOKMARK", "object": { "metadata": { "resourceVersion": "3" } } });
+        request
+            .is_watch()
+            .then(|| Fault::Text(streamed_list(100, &old)))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn watches_that_bring_a_bookmark_and_end_are_told() {
+    let mut version = 1000;
+    comes_to_nothing(false, "ends every watch", move |request| {
+        version += 1;
+        let mark = json!({ "metadata": { "resourceVersion": version.to_string() } });
+        let mark = json!({ "type": "BOOKMARK", "object": mark });
+        request.is_watch().then(|| Fault::Text(format!("{mark}\n")))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_server_asks_for_with_a_version_that_it_does_not_know_is_done() {
+    let server = Server::start().await;
+    server.lock().streams = false;
+    let mut reader = Reader::synced(&server).await;
+    server.fault(|request| {
+        let body = json!({
+            "kind": "Status", "code": 504, "reason": "Timeout", "message": "Too large resource version",
+            "details": { "causes": [{ "reason": "ResourceVersionTooLarge" }], "retryAfterSeconds": 30 },
+        });
+        (request.path == PODS && request.is_watch()).then_some(Fault::Status(504, "", body))
+    });
+    let before = server.requests(PODS).len();
+    server.end_watches(PODS);
+    reader.until("it is told", |r| r.away.is_some()).await;
+    reader.stays(Duration::from_millis(800), |_| true).await;
+    let attempts = server.requests(PODS).len() - before;
+    assert_eq!(attempts, 3, "a watch, and a list and a watch at once");
+}
+
+#[tokio::test]
+async fn one_that_expires_after_the_server_was_away_is_listed_at_once() {
+    let mut server = Server::start().await;
+    let mut slow = timing();
+    slow.retry = Duration::from_millis(100);
+    slow.retry_limit = Duration::from_secs(600);
+    let mut reader = Reader::with(&server, slow);
+    reader.until("complete", |r| r.complete).await;
+    server.stop().await;
+    reader.until("it is told", |r| r.away.is_some()).await;
+    reader.stays(Duration::from_secs(1), |_| true).await;
+    server.put(PODS, pod("a", "1", "red"));
+    server.compact();
+    server.listen().await;
+    // Were the pauses of the time before counted, this would be too late.
     reader.has("Pod shop/a", Some("red of 1")).await;
     reader.until("it is back", |r| r.away.is_none()).await;
 }

@@ -7,6 +7,9 @@
 //!         or pages where the server has none                        ▲                          │
 //!                                                                   └── ended, broken, silent ─┘
 //! ```
+//!
+//! A list that is complete, or a watch that is opened, proves nothing: the next step may fail every time. What counts is a
+//! watch that lives ([`Reflector::works`]); until then every failure is followed by a longer pause, and told.
 
 use std::{
     sync::Arc,
@@ -17,7 +20,7 @@ use futures::FutureExt as _;
 use hyper::StatusCode;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -65,10 +68,12 @@ pub(super) struct Reflector {
     complete: bool,
     covers: u64,
     away: Option<Arc<Away>>,
-    /// How often in a row something failed before it was of any use.
+    /// How often in a row something failed without a watch that worked between.
     failures: u32,
-    /// When the server answered last.
-    answered: Option<Instant>,
+    /// How often of these everything had to be listed again.
+    expirations: u32,
+    /// The server answers, and still a watch has come to nothing: the next answer proves nothing.
+    fruitless: bool,
     /// The credentials were read again because the server does not accept them, and it has not answered since.
     renewed: bool,
     /// What is not told yet.
@@ -80,6 +85,8 @@ pub(super) struct Reflector {
 enum Turn {
     Read(Result<bool, Failure>),
     Silent,
+    /// It has been open for a while.
+    Lives,
     Asked,
     Checked(Step),
 }
@@ -103,7 +110,8 @@ impl Reflector {
             covers: 0,
             away: None,
             failures: 0,
-            answered: None,
+            expirations: 0,
+            fruitless: false,
             renewed: false,
             changes: Vec::new(),
             news: false,
@@ -162,7 +170,7 @@ impl Reflector {
             version = self.position,
             "listed"
         );
-        self.works().await
+        self.reached().await
     }
 
     /// Watches until the watch ends, which is never good news. `initial`: it begins with everything that there is.
@@ -183,7 +191,8 @@ impl Reflector {
         }
         let mut lines = Lines::new(answer);
         let mut check = Check::Idle;
-        let mut heard = Instant::now();
+        let opened = Instant::now();
+        let mut heard = opened;
         loop {
             let ticket_now = *self.tickets.borrow_and_update();
             if !initial && ticket_now > self.covers {
@@ -202,9 +211,14 @@ impl Reflector {
                     Err(_) => return Err(Failure::Closed),
                 },
                 step = check.step() => Turn::Checked(step),
+                () = sleep_until(opened + SHORT), if !initial && self.failures > 0 => Turn::Lives,
             };
             match turn {
                 Turn::Asked => {}
+                Turn::Lives => {
+                    self.works();
+                    self.tell().await?;
+                }
                 Turn::Read(more) => {
                     heard = Instant::now();
                     let mut more = more?;
@@ -247,7 +261,9 @@ impl Reflector {
                         kind = %self.connection.kind(),
                         "the watch does not bring what the server has; everything is listed again"
                     );
-                    return Err(Failure::Expired);
+                    return Err(Failure::expired(
+                        "the watch does not bring what the server has",
+                    ));
                 }
             }
         }
@@ -261,7 +277,12 @@ impl Reflector {
     async fn take(&mut self, event: Event, initial: &mut bool, ticket: u64) -> Result<(), Failure> {
         let Event { what, object } = event;
         if what == What::Error {
-            let status: Status = serde_json::from_value(object).unwrap_or_default();
+            let mut status: Status = serde_json::from_value(object).unwrap_or_default();
+            // However little it says, somebody has answered.
+            if status.code == 0 {
+                status.code = StatusCode::INTERNAL_SERVER_ERROR.as_u16();
+            }
+            self.fruitless = true;
             return Err(Failure::of(&status, self.connection.kind()));
         }
         let kind = self.connection.kind();
@@ -274,15 +295,19 @@ impl Reflector {
         }
         let version = wire::resource_version(&object);
         if !*initial && !version.is_empty() {
+            let (before, now) = (wire::version(&self.position), wire::version(version));
             // The server was restored from a backup: what it sends from here on is not what is missing.
-            if what == What::Bookmark && wire::version(version) < wire::version(&self.position) {
-                return Err(Failure::Expired);
+            if what == What::Bookmark && now < before {
+                return Err(Failure::expired(format!(
+                    "the watch is at version {now}, before the list that it goes on from ({before})"
+                )));
+            }
+            // Something new has come. Bookmarks alone are worth no watch.
+            if what != What::Bookmark && now > before {
+                self.works();
             }
             self.position.clear();
             self.position.push_str(version);
-        }
-        if !*initial {
-            self.failures = 0;
         }
         match what {
             What::Added | What::Modified if *initial => {
@@ -306,7 +331,7 @@ impl Reflector {
             // A server that does not know streamed lists, and only watches.
             What::Bookmark => {
                 self.streaming = false;
-                return Err(Failure::Expired);
+                return Err(Failure::expired("the server streams no lists"));
             }
             What::Error => {}
         }
@@ -341,52 +366,58 @@ impl Reflector {
         sent.map_err(|_| Failure::Closed)
     }
 
-    /// The server has answered.
+    /// The server has answered: nothing stands between. Whether it gives anything is another question.
     async fn reached(&mut self) -> Result<(), Failure> {
-        self.answered = Some(Instant::now());
         self.renewed = false;
-        self.news |= self.away.take().is_some();
+        if !self.fruitless {
+            self.works();
+        }
         self.tell().await
     }
 
-    /// The server has answered, and to the end.
-    async fn works(&mut self) -> Result<(), Failure> {
+    /// The watch is worth something: whatever failed before is over.
+    fn works(&mut self) {
         self.failures = 0;
-        self.reached().await
+        self.expirations = 0;
+        self.fruitless = false;
+        self.news |= self.away.take().is_some();
     }
 
     /// Makes ready for the next attempt. Fails only when nobody listens any more.
     async fn recover(&mut self, failure: Failure) -> Result<(), Failure> {
         let kind = self.connection.kind();
         tracing::debug!(%kind, ?failure, failures = self.failures, "a list or a watch has ended");
-        // What has worked for a while is not what failed before.
-        if self.answered.take().is_some_and(|at| at.elapsed() >= SHORT) {
-            self.failures = 0;
-        }
         let first = self.failures == 0;
         self.failures += 1;
         let mut asked = None;
+        match &failure {
+            // Nobody has answered: what was before has nothing to do with what will be.
+            Failure::Refused(refusal) if refusal.code.is_none() => self.fruitless = false,
+            Failure::Refused(_) => {}
+            _ => self.fruitless = true,
+        }
         let reason = match failure {
             Failure::Closed => return Err(Failure::Closed),
-            Failure::Expired => {
+            Failure::Expired(expired) => {
                 self.position.clear();
-                if first {
+                self.expirations += 1;
+                // That happens: a watch had ended for too long.
+                if self.expirations == 1 {
                     return self.tell().await;
                 }
-                None
+                asked = expired.retry_after;
+                expired.reason
             }
             // Watches end and connections break; only if a new one does not work either there is something to tell.
             Failure::Ended | Failure::Broken(_) | Failure::Garbled(_) if first => {
                 return self.tell().await;
             }
-            Failure::Ended => {
-                Some("the server ends every watch as soon as it is opened".to_owned())
-            }
-            Failure::Broken(reason) => Some(reason),
+            Failure::Ended => "the server ends every watch as soon as it is opened".to_owned(),
+            Failure::Broken(reason) => reason,
             // It would come again: go round it.
             Failure::Garbled(reason) => {
                 self.position.clear();
-                Some(reason)
+                reason
             }
             // Tokens are exchanged while they are used: the file is read again.
             Failure::Refused(Refusal {
@@ -404,18 +435,16 @@ impl Reflector {
                 {
                     reason = format!("{reason}; {e}");
                 }
-                Some(reason)
+                reason
             }
         };
-        if let Some(reason) = reason {
-            self.lost(reason);
-        }
+        self.lost(reason);
         self.tell().await?;
         sleep(self.timing.pause(self.failures - 1, asked)).await;
         Ok(())
     }
 
-    /// The server cannot be reached.
+    /// The server cannot be reached, or is of no use.
     fn lost(&mut self, reason: String) {
         if self.away.as_ref().is_some_and(|away| away.reason == reason) {
             return;
@@ -429,7 +458,7 @@ impl Reflector {
     }
 }
 
-/// A watch that lives no longer was of no use.
+/// A watch that lives so long works, even if nothing happens.
 const SHORT: Duration = Duration::from_secs(1);
 
 /// Whether the server does not know lists that are streamed (sendInitialEvents).

@@ -19,8 +19,8 @@ use crate::cluster::Kind;
 pub(super) enum Failure {
     /// Nobody listens any more.
     Closed,
-    /// The server does not know the resource version any more: everything has to be listed again.
-    Expired,
+    /// Where the agent is, the server cannot go on from: everything has to be listed again.
+    Expired(Expired),
     /// The server has ended a watch, as it does from time to time.
     Ended,
     /// A stream broke off, for this reason.
@@ -29,6 +29,15 @@ pub(super) enum Failure {
     Garbled(String),
     /// The server cannot be reached, or refuses.
     Refused(Refusal),
+}
+
+/// Why everything has to be listed again.
+#[derive(Debug)]
+pub(super) struct Expired {
+    /// Told if it comes again and again.
+    pub reason: String,
+    /// How long the server wants to be left alone.
+    pub retry_after: Option<Duration>,
 }
 
 /// What stands between the agent and the server.
@@ -51,13 +60,26 @@ impl Failure {
         })
     }
 
+    /// Everything has to be listed again, for this reason.
+    pub fn expired(reason: impl Into<String>) -> Self {
+        Self::Expired(Expired {
+            reason: reason.into(),
+            retry_after: None,
+        })
+    }
+
     /// What an error of the server means for reading this kind.
     pub fn of(status: &Status, kind: Kind) -> Self {
-        if status.is_expired() {
-            return Self::Expired;
-        }
         let Status { code, message, .. } = status;
         let resource = kind.resource();
+        if status.is_expired() {
+            return Self::Expired(Expired {
+                reason: format!(
+                    "the server does not know the version of {resource} that it has just given ({code}): {message}"
+                ),
+                retry_after: status.retry_after(),
+            });
+        }
         let code = StatusCode::from_u16(*code).ok();
         let reason = match code {
             Some(StatusCode::UNAUTHORIZED) => {
@@ -221,9 +243,12 @@ impl Connection {
             ..Status::default()
         });
         status.code = code.as_u16();
+        let asked = asked.map(Duration::from_secs);
         let mut failure = Failure::of(&status, self.kind);
-        if let Failure::Refused(refusal) = &mut failure {
-            refusal.retry_after = asked.map(Duration::from_secs).or(refusal.retry_after);
+        if let Failure::Refused(Refusal { retry_after, .. })
+        | Failure::Expired(Expired { retry_after, .. }) = &mut failure
+        {
+            *retry_after = asked.or(*retry_after);
         }
         failure
     }
