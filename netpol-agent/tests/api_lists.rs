@@ -163,6 +163,33 @@ async fn a_page_that_is_too_old_begins_the_list_again() {
 }
 
 #[tokio::test]
+async fn a_list_whose_pages_are_always_too_old_is_told_and_read_in_one() {
+    let server = Server::start().await;
+    fill(&server);
+    {
+        let mut state = server.lock();
+        state.streams = false;
+        state.page = 1;
+    }
+    server.fault(|request| {
+        let body = json!({ "kind": "Status", "code": 410, "reason": "Expired" });
+        let next = request.path == PODS && request.get("continue").is_some();
+        next.then_some(Fault::Status(410, "", body))
+    });
+    let mut reader = Reader::new(&server);
+    reader.until("it is told", |r| r.away.is_some()).await;
+    let reason = reader.away.clone().expect("it is away").reason.clone();
+    assert!(reason.contains("expires while it is read"), "{reason}");
+    reader.until("complete", |r| r.complete).await;
+    all_is_there(&reader);
+    reader.until("it is over", |r| r.away.is_none()).await;
+    let requests = server.requests(PODS);
+    let lists = requests.iter().filter(|r| !r.is_watch());
+    let limits: Vec<_> = lists.map(|r| r.get("limit").is_some()).collect();
+    assert_eq!(limits, [true, true, true, true, false], "{requests:?}");
+}
+
+#[tokio::test]
 async fn one_strange_object_does_not_take_the_list_with_it() {
     for streams in [true, false] {
         let server = Server::start().await;

@@ -114,9 +114,12 @@ fn list(state: &State, request: &Request) -> Answer {
         .flat_map(|o| o.values())
         .cloned()
         .collect();
-    let limit = request.get("limit").and_then(|limit| limit.parse().ok());
+    let limit = request.get("limit").map(|limit| {
+        let limit: usize = limit.parse().expect("a limit");
+        limit.min(state.page)
+    });
     let end = from
-        .saturating_add(state.page.min(limit.unwrap_or(usize::MAX)))
+        .saturating_add(limit.unwrap_or(usize::MAX))
         .min(all.len());
     let items: Vec<Value> = all[from..end]
         .iter()

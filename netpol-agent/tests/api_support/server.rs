@@ -82,7 +82,7 @@ pub struct State {
     pub streams: bool,
     pub requests: Vec<Request>,
     pub(super) rule: Option<Rule>,
-    /// Objects in a page, whatever is asked for.
+    /// Objects in a page, whatever limit is asked for.
     pub page: usize,
 }
 

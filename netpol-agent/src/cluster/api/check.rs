@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     held::{Goal, Held, Ident, Seen},
-    request::{Connection, Failure, Part},
+    request::{Connection, Failure, PAGE, Part},
     wire,
 };
 
@@ -83,7 +83,9 @@ async fn look(connection: Connection) -> Result<Seen, Failure> {
     let mut seen = Seen::default();
     let mut next: Option<String> = None;
     loop {
-        let text = connection.page(Part::Metadata, next.as_deref()).await?;
+        let text = connection
+            .page(Part::Metadata, Some(PAGE), next.as_deref())
+            .await?;
         // A server may take no notice of what part is asked for.
         let kinds = ["PartialObjectMetadataList", kind.list()];
         let page = wire::list(&text, &kinds, |object: wire::Named| {

@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     check::{Check, Step},
     held::Held,
-    request::{Connection, Failure, Lines, Part, Refusal},
+    request::{Connection, Failure, Lines, PAGE, Part, Refusal},
     timing::Timing,
     wire::{self, Event, Status, What},
 };
@@ -65,6 +65,8 @@ pub(super) struct Reflector {
     position: String,
     /// Lists are streamed. Until the server refuses it.
     streaming: bool,
+    /// How often in a row a list expired between two of its pages.
+    torn: u32,
     complete: bool,
     covers: u64,
     away: Option<Arc<Away>>,
@@ -106,6 +108,7 @@ impl Reflector {
             reports,
             position: String::new(),
             streaming: true,
+            torn: 0,
             complete: false,
             covers: 0,
             away: None,
@@ -144,7 +147,13 @@ impl Reflector {
         self.held.begin();
         let mut next: Option<String> = None;
         loop {
-            let text = self.connection.page(Part::All, next.as_deref()).await?;
+            // Pages that expire again and again: the server does not keep a version for long enough.
+            let limit = (self.torn < 2).then_some(PAGE);
+            let page = self.connection.page(Part::All, limit, next.as_deref());
+            let text = page.await.inspect_err(|failure| {
+                let torn = next.is_some() && matches!(failure, Failure::Expired(_));
+                self.torn += u32::from(torn);
+            })?;
             let (held, changes) = (&mut self.held, &mut self.changes);
             let kinds = [self.connection.kind().list()];
             let page = wire::list(&text, &kinds, |object| held.listed(object, changes))?;
@@ -161,6 +170,7 @@ impl Reflector {
     /// A list is complete.
     async fn listed(&mut self, ticket: u64) -> Result<(), Failure> {
         self.held.end(&mut self.changes);
+        self.torn = 0;
         self.complete = true;
         self.covers = self.covers.max(ticket);
         self.news = true;

@@ -189,15 +189,27 @@ impl Connection {
         self.get(&query, Part::All).await
     }
 
-    /// One page of a list of everything as it is now.
+    /// One page of a list of everything as it is now: so many objects, or all of them at once.
     ///
     /// Not from a cache (`resourceVersion=0`), which may be older than what was seen before.
-    pub async fn page(&self, part: Part, next: Option<&str>) -> Result<Vec<u8>, Failure> {
-        let mut query = format!("limit={PAGE}");
-        if let Some(next) = next {
-            query.push_str(&format!("&continue={}", escape(next)));
-        }
-        let mut body = self.get(&query, part).await?.into_body();
+    pub async fn page(
+        &self,
+        part: Part,
+        limit: Option<usize>,
+        next: Option<&str>,
+    ) -> Result<Vec<u8>, Failure> {
+        let limit = limit.map(|limit| format!("limit={limit}"));
+        let next = next.map(|next| format!("continue={}", escape(next)));
+        let query: Vec<String> = limit.into_iter().chain(next.clone()).collect();
+        let answer = self.get(&query.join("&"), part).await;
+        let answer = answer.map_err(|failure| match failure {
+            Failure::Expired(expired) if next.is_some() => Failure::Expired(Expired {
+                reason: format!("the list expires while it is read: {}", expired.reason),
+                ..expired
+            }),
+            other => other,
+        });
+        let mut body = answer?.into_body();
         let mut text = Vec::new();
         while let Some(frame) = self.in_time(body.frame()).await? {
             let frame = frame
@@ -271,7 +283,7 @@ fn why(error: &kube::Error) -> String {
 }
 
 /// Objects in a page of a list: what is read at a time bounds the memory that it takes.
-const PAGE: usize = 500;
+pub(super) const PAGE: usize = 500;
 
 /// An error has no business to be longer.
 const LONGEST_ERROR: usize = 64 << 10;
