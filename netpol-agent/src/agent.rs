@@ -189,6 +189,7 @@ struct Origin {
     problems: Arc<[Problem]>,
     complete: bool,
     covers: u64,
+    unanswered: Option<Arc<str>>,
     away: Option<Arc<Away>>,
 }
 
@@ -226,18 +227,23 @@ impl Origin {
         self.revision.clone_from(&update.revision);
         self.complete = update.complete;
         self.covers = update.covers;
+        self.unanswered.clone_from(&update.unanswered);
     }
 
     /// Why not everything is read that was there when the ticket was given out, if that is so.
     fn behind(&self, ticket: u64) -> Option<String> {
-        (self.covers < ticket).then(|| match &self.away {
-            Some(away) => format!(
+        (self.covers < ticket).then(|| match (&self.away, &self.unanswered) {
+            (Some(away), _) => format!(
                 "{}: cannot be reached since {} s: {}",
                 self.description,
                 away.since.elapsed().unwrap_or_default().as_secs(),
                 away.reason
             ),
-            None => format!("{}: not read to the end yet", self.description),
+            (None, Some(why)) => format!(
+                "{}: does not say whether everything is read: {why}; it is asked again",
+                self.description
+            ),
+            (None, None) => format!("{}: not read to the end yet", self.description),
         })
     }
 }

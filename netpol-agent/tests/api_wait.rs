@@ -5,6 +5,7 @@ mod api_support;
 use std::time::Duration;
 
 use netpol_agent::cluster::Source as _;
+use serde_json::json;
 
 use self::api_support::{
     PODS, pod,
@@ -112,4 +113,66 @@ async fn many_who_wait_cost_one_list() {
     let looks = server.requests(PODS).into_iter().filter(|r| r.is_look());
     let looks = looks.count();
     assert!((1..=3).contains(&looks), "{looks} lists");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_say_what_there_is_loses_no_watch_by_that() {
+    let status =
+        |code: u16, reason: &str| json!({ "kind": "Status", "code": code, "reason": reason });
+    for (fault, why) in [
+        (
+            Fault::Status(429, "", status(429, "TooManyRequests")),
+            "too busy",
+        ),
+        (Fault::Status(500, "", json!("broken")), "500"),
+        (Fault::Status(410, "", status(410, "Expired")), "410"),
+        (Fault::Status(403, "", status(403, "Forbidden")), "403"),
+        (Fault::Cut, "cut off"),
+        (Fault::Text("{}".to_owned()), "without items"),
+    ] {
+        let server = Server::start().await;
+        let mut reader = Reader::synced(&server).await;
+        let given = fault.clone();
+        server.fault(move |request| request.is_look().then(|| given.clone()));
+        reader.api.reread(1);
+        reader
+            .until("why is told", |r| {
+                r.unanswered.as_ref().is_some_and(|told| told.contains(why))
+            })
+            .await;
+        reader
+            .stays(Duration::from_millis(500), |r| {
+                r.away.is_none() && r.covers < 1
+            })
+            .await;
+        // The watch is as good as ever, and nobody is asked in a hurry.
+        server.put(PODS, pod("a", "1", "red"));
+        reader.has("Pod shop/a", Some("red of 1")).await;
+        let requests = server.requests(PODS);
+        let (looks, others): (Vec<_>, Vec<_>) = requests.iter().partition(|r| r.is_look());
+        assert!((2..30).contains(&looks.len()), "{} looks", looks.len());
+        assert_eq!(others.len(), 1, "one watch, all the time: {others:?}");
+        server.heal();
+        reader.until("all has come", |r| r.covers >= 1).await;
+        assert_eq!(reader.unanswered, None, "{fault:?}");
+        assert_eq!(reader.losses, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_asked_to_be_left_alone_is_not_asked_again_for_those_who_wait() {
+    let server = Server::start().await;
+    let mut reader = Reader::synced(&server).await;
+    server.fault(|request| {
+        let body = json!({ "kind": "Status", "code": 429, "reason": "TooManyRequests" });
+        request.is_look().then_some(Fault::Status(429, "30", body))
+    });
+    reader.api.reread(1);
+    reader
+        .until("why is told", |r| r.unanswered.is_some())
+        .await;
+    reader.api.reread(2);
+    reader.stays(Duration::from_millis(500), |_| true).await;
+    let looks = server.requests(PODS).into_iter().filter(|r| r.is_look());
+    assert_eq!(looks.count(), 1);
 }

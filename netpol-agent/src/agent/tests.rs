@@ -635,6 +635,7 @@ fn a_source_that_is_away_is_told_to_those_who_wait_and_by_the_status() {
         problems: Arc::default(),
         complete: true,
         covers,
+        unanswered: None,
         away,
     };
     let mut origin = Origin {
@@ -664,6 +665,15 @@ fn a_source_that_is_away_is_told_to_those_who_wait_and_by_the_status() {
         .expect("a clock")
         .as_secs();
     assert!((80..=100).contains(&(now - status.since)), "{status:?}");
+    let mut unanswered = update(1, None);
+    unanswered.unanswered = Some("the server is too busy".into());
+    origin.take(&unanswered);
+    assert_eq!(
+        origin.behind(2).as_deref(),
+        Some(
+            "the API server at https://there: does not say whether everything is read: the server is too busy; it is asked again"
+        )
+    );
     origin.take(&update(2, None));
     assert_eq!(origin.behind(2), None);
     assert_eq!(origin.away, None);

@@ -182,6 +182,7 @@ impl Reader {
                 problems: self.problems().into(),
                 complete: self.complete,
                 covers,
+                unanswered: None,
                 away: None,
             };
             if self.updates.blocking_send(update).is_err() {

@@ -51,6 +51,8 @@ pub struct Update {
     pub complete: bool,
     /// The highest ticket of [`Source::reread`] that this update covers.
     pub covers: u64,
+    /// Why the source cannot say whether all has come that was there at the last [`Source::reread`]. It tries again.
+    pub unanswered: Option<Arc<str>>,
     /// The source cannot be reached. What came before stays true until something else is known.
     pub away: Option<Arc<Away>>,
 }

@@ -20,6 +20,7 @@ pub struct Reader {
     pub problems: Arc<[Problem]>,
     pub complete: bool,
     pub covers: u64,
+    pub unanswered: Option<Arc<str>>,
     pub away: Option<Arc<Away>>,
     /// How often the source went away.
     pub losses: usize,
@@ -80,6 +81,7 @@ impl Reader {
             problems: Arc::default(),
             complete: false,
             covers: 0,
+            unanswered: None,
             away: None,
             losses: 0,
             revision: String::new(),
@@ -117,6 +119,7 @@ impl Reader {
         self.problems = update.problems;
         self.complete = update.complete;
         self.covers = update.covers;
+        self.unanswered = update.unanswered;
         self.away = update.away;
         self.revision = update.revision;
     }

@@ -11,12 +11,22 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     held::{Goal, Held, Ident, Seen},
     request::{Connection, Failure, PAGE, Part},
+    timing::Timing,
     wire,
 };
 
 /// The answer that is being made out.
-pub(super) enum Check {
+#[derive(Default)]
+pub(super) struct Check {
+    stage: Stage,
+    /// How often in a row the server would not say what there is.
+    failures: u32,
+}
+
+#[derive(Default)]
+enum Stage {
     /// Nobody waits.
+    #[default]
     Idle,
     /// The server is asked what there is, for this ticket.
     Asking(
@@ -25,6 +35,8 @@ pub(super) enum Check {
     ),
     /// The watch has to bring this, and until then.
     Awaiting(u64, Vec<Goal>, Instant),
+    /// The server would not say what there is, and is left alone until then.
+    Pausing(Instant),
 }
 
 /// What a turn of the check has brought.
@@ -33,45 +45,59 @@ pub(super) enum Step {
     Seen(Result<Seen, Failure>),
     /// The watch did not bring what the server has.
     Withheld,
+    /// The server may be asked again.
+    Again,
 }
 
 impl Check {
-    /// Asks the server for a ticket, unless it is being asked already.
+    /// Asks the server for a ticket, unless it is being asked already, or left alone.
     pub fn ask(&mut self, ticket: u64, connection: &Connection) {
-        if matches!(self, Self::Idle) {
-            *self = Self::Asking(ticket, Box::pin(look(connection.clone())));
+        if matches!(self.stage, Stage::Idle) {
+            self.stage = Stage::Asking(ticket, Box::pin(look(connection.clone())));
         }
     }
 
     /// Goes on when there is something new. Cancelling loses nothing.
     pub async fn step(&mut self) -> Step {
-        match self {
-            Self::Idle => pending().await,
-            Self::Asking(_, answer) => Step::Seen(answer.await),
-            Self::Awaiting(_, _, until) => {
+        match &mut self.stage {
+            Stage::Idle => pending().await,
+            Stage::Asking(_, answer) => Step::Seen(answer.await),
+            Stage::Awaiting(_, _, until) => {
                 sleep_until(*until).await;
                 Step::Withheld
+            }
+            Stage::Pausing(until) => {
+                sleep_until(*until).await;
+                self.stage = Stage::Idle;
+                Step::Again
             }
         }
     }
 
     /// The server has answered: what is missing has to come in this time.
     pub fn compare(&mut self, seen: &Seen, held: &Held, withhold: Duration) {
-        if let Self::Asking(ticket, _) = self {
+        if let Stage::Asking(ticket, _) = self.stage {
             let until = Instant::now() + withhold;
-            *self = Self::Awaiting(*ticket, held.behind(seen), until);
+            self.stage = Stage::Awaiting(ticket, held.behind(seen), until);
+            self.failures = 0;
         }
+    }
+
+    /// The server would not say: it is asked again later, or when it wants.
+    pub fn pause(&mut self, timing: &Timing, asked: Option<Duration>) {
+        self.stage = Stage::Pausing(Instant::now() + timing.pause(self.failures, asked));
+        self.failures += 1;
     }
 
     /// Strikes what has come off the list. Returns the ticket when nothing is left.
     pub fn met(&mut self, held: &Held) -> Option<u64> {
-        let Self::Awaiting(ticket, goals, _) = self else {
+        let Stage::Awaiting(ticket, goals, _) = &mut self.stage else {
             return None;
         };
         let ticket = *ticket;
         goals.retain(|goal| !held.meets(goal));
         goals.is_empty().then(|| {
-            *self = Self::Idle;
+            self.stage = Stage::Idle;
             ticket
         })
     }

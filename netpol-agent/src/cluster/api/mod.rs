@@ -57,6 +57,7 @@ struct Part {
     version: u64,
     complete: bool,
     covers: u64,
+    unanswered: Option<Arc<str>>,
     away: Option<Arc<Away>>,
     problems: Arc<[Problem]>,
 }
@@ -109,6 +110,7 @@ impl Api {
         }
         part.complete = report.complete;
         part.covers = report.covers;
+        part.unanswered = report.unanswered;
         part.away = report.away;
         if let Some(problems) = report.problems {
             part.problems = problems;
@@ -129,6 +131,7 @@ impl Api {
             problems: Arc::clone(&self.problems),
             complete: parts.iter().all(|part| part.complete),
             covers: parts.iter().map(|part| part.covers).min().unwrap_or(0),
+            unanswered: parts.iter().find_map(|part| part.unanswered.clone()),
             away: away.min_by_key(|away| away.since).cloned(),
         }
     }

@@ -46,6 +46,8 @@ pub(super) struct Report {
     pub complete: bool,
     /// See [`crate::cluster::Update::covers`].
     pub covers: u64,
+    /// See [`crate::cluster::Update::unanswered`].
+    pub unanswered: Option<Arc<str>>,
     pub away: Option<Arc<Away>>,
     /// Only when they are others than before.
     pub problems: Option<Arc<[Problem]>>,
@@ -69,6 +71,8 @@ pub(super) struct Reflector {
     torn: u32,
     complete: bool,
     covers: u64,
+    /// Why those who wait still do, if the server does not say what there is.
+    unanswered: Option<Arc<str>>,
     away: Option<Arc<Away>>,
     /// How often in a row something failed without a watch that worked between.
     failures: u32,
@@ -111,6 +115,7 @@ impl Reflector {
             torn: 0,
             complete: false,
             covers: 0,
+            unanswered: None,
             away: None,
             failures: 0,
             expirations: 0,
@@ -172,8 +177,7 @@ impl Reflector {
         self.held.end(&mut self.changes);
         self.torn = 0;
         self.complete = true;
-        self.covers = self.covers.max(ticket);
-        self.news = true;
+        self.cover(ticket);
         tracing::debug!(
             kind = %self.connection.kind(),
             objects = self.held.len(),
@@ -200,7 +204,7 @@ impl Reflector {
             self.held.begin();
         }
         let mut lines = Lines::new(answer);
-        let mut check = Check::Idle;
+        let mut check = Check::default();
         let opened = Instant::now();
         let mut heard = opened;
         loop {
@@ -263,9 +267,10 @@ impl Reflector {
                     self.meet(&mut check);
                     self.tell().await?;
                 }
-                // A page of it was too old.
-                Turn::Checked(Step::Seen(Err(Failure::Expired))) => check = Check::Idle,
-                Turn::Checked(Step::Seen(Err(failure))) => return Err(failure),
+                Turn::Checked(Step::Again) => {}
+                Turn::Checked(Step::Seen(Err(failure))) => {
+                    self.unanswered(failure, &mut check).await?;
+                }
                 Turn::Checked(Step::Withheld) => {
                     tracing::warn!(
                         kind = %self.connection.kind(),
@@ -351,9 +356,41 @@ impl Reflector {
     /// Takes note of what those who wait have been waiting for.
     fn meet(&mut self, check: &mut Check) {
         if let Some(ticket) = check.met(&self.held) {
-            self.covers = self.covers.max(ticket);
+            self.cover(ticket);
+        }
+    }
+
+    /// All has come that was there when this ticket was given out.
+    fn cover(&mut self, ticket: u64) {
+        self.covers = self.covers.max(ticket);
+        self.unanswered = None;
+        self.news = true;
+    }
+
+    /// The server would not say what there is. That concerns those who wait: the watch may be as good as ever.
+    async fn unanswered(&mut self, failure: Failure, check: &mut Check) -> Result<(), Failure> {
+        let (code, reason, asked) = match failure {
+            Failure::Refused(refusal) => (refusal.code, refusal.reason, refusal.retry_after),
+            Failure::Expired(expired) => {
+                (Some(StatusCode::GONE), expired.reason, expired.retry_after)
+            }
+            Failure::Broken(reason) | Failure::Garbled(reason) => {
+                (Some(StatusCode::OK), reason, None)
+            }
+            other @ (Failure::Closed | Failure::Ended) => return Err(other),
+        };
+        if self.unanswered.as_deref() != Some(&*reason) {
+            self.unanswered = Some(reason.as_str().into());
             self.news = true;
         }
+        match code {
+            // There may be nobody any more, and the watch would never tell: another one will.
+            None => return Err(Failure::Broken(reason)),
+            Some(StatusCode::UNAUTHORIZED) => drop(self.connection.renew().await),
+            Some(_) => {}
+        }
+        check.pause(&self.timing, asked);
+        self.tell().await
     }
 
     /// Tells what is new, if something is.
@@ -369,6 +406,7 @@ impl Reflector {
             version: wire::version(&self.position),
             complete: self.complete,
             covers: self.covers,
+            unanswered: self.unanswered.clone(),
             away: self.away.clone(),
             problems,
         };
