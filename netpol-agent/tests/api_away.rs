@@ -10,6 +10,7 @@ use self::api_support::{
     ALL, PODS, POLICIES, pod, policy,
     reader::Reader,
     server::{Fault, Server},
+    timing,
 };
 
 fn refusal(code: u16, reason: &str, message: &str) -> Value {
@@ -157,6 +158,33 @@ async fn an_error_of_the_server_is_told_and_passes() {
     server.put(PODS, pod("a", "1", "red"));
     reader.has("Pod shop/a", Some("red of 1")).await;
     reader.until("it is back", |r| r.away.is_none()).await;
+}
+
+/// How often a server is asked for pods in a time in which nothing comes of it.
+async fn attempts(fault: Fault) -> usize {
+    let server = Server::start().await;
+    let mut patient = timing();
+    patient.busy_limit = Duration::from_secs(60);
+    let mut reader = Reader::with(&server, patient);
+    reader.until("complete", |r| r.complete).await;
+    let before = server.requests(PODS).len();
+    server.fault(move |request| (request.path == PODS).then(|| fault.clone()));
+    server.end_watches(PODS);
+    reader.until("it is told", |r| r.away.is_some()).await;
+    reader.stays(Duration::from_secs(2), |_| true).await;
+    server.requests(PODS).len() - before
+}
+
+#[tokio::test]
+async fn a_server_that_can_do_no_more_is_asked_less_and_less_often() {
+    for fault in [
+        Fault::Status(500, "", json!("broken")),
+        Fault::Status(429, "", refusal(429, "TooManyRequests", "later")),
+    ] {
+        // Pauses of 10, 20, 40 ms and so on, or half as long; with the limit of those that do not answer it would be 20 and more.
+        let attempts = attempts(fault).await;
+        assert!(attempts <= 10, "{attempts} attempts");
+    }
 }
 
 /// The server takes this token and no other.

@@ -24,6 +24,7 @@ pub fn timing() -> Timing {
         withhold: Duration::from_millis(300),
         retry: Duration::from_millis(10),
         retry_limit: Duration::from_millis(100),
+        busy_limit: Duration::from_millis(200),
     }
 }
 

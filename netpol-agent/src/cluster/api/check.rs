@@ -84,8 +84,9 @@ impl Check {
     }
 
     /// The server would not say: it is asked again later, or when it wants.
-    pub fn pause(&mut self, timing: &Timing, asked: Option<Duration>) {
-        self.stage = Stage::Pausing(Instant::now() + timing.pause(self.failures, asked));
+    pub fn pause(&mut self, timing: &Timing, busy: bool, asked: Option<Duration>) {
+        let pause = timing.pause(self.failures, busy, asked);
+        self.stage = Stage::Pausing(Instant::now() + pause);
         self.failures += 1;
     }
 

@@ -369,6 +369,7 @@ impl Reflector {
 
     /// The server would not say what there is. That concerns those who wait: the watch may be as good as ever.
     async fn unanswered(&mut self, failure: Failure, check: &mut Check) -> Result<(), Failure> {
+        let busy = failure.is_load();
         let (code, reason, asked) = match failure {
             Failure::Refused(refusal) => (refusal.code, refusal.reason, refusal.retry_after),
             Failure::Expired(expired) => {
@@ -389,7 +390,7 @@ impl Reflector {
             Some(StatusCode::UNAUTHORIZED) => drop(self.connection.renew().await),
             Some(_) => {}
         }
-        check.pause(&self.timing, asked);
+        check.pause(&self.timing, busy, asked);
         self.tell().await
     }
 
@@ -438,6 +439,7 @@ impl Reflector {
         let first = self.failures == 0;
         self.failures += 1;
         let mut asked = None;
+        let busy = failure.is_load();
         match &failure {
             // Nobody has answered: what was before has nothing to do with what will be.
             Failure::Refused(refusal) if refusal.code.is_none() => self.fruitless = false,
@@ -488,7 +490,7 @@ impl Reflector {
         };
         self.lost(reason);
         self.tell().await?;
-        sleep(self.timing.pause(self.failures - 1, asked)).await;
+        sleep(self.timing.pause(self.failures - 1, busy, asked)).await;
         Ok(())
     }
 

@@ -68,6 +68,17 @@ impl Failure {
         })
     }
 
+    /// Whether there is a server to which the next attempt is a load: it has no time, or whole lists came to nothing.
+    pub fn is_load(&self) -> bool {
+        match self {
+            Self::Expired(_) | Self::Garbled(_) => true,
+            Self::Refused(refusal) => refusal.code.is_some_and(|code| {
+                code == StatusCode::TOO_MANY_REQUESTS || code.is_server_error()
+            }),
+            Self::Closed | Self::Ended | Self::Broken(_) => false,
+        }
+    }
+
     /// What an error of the server means for reading this kind.
     pub fn of(status: &Status, kind: Kind) -> Self {
         let Status { code, message, .. } = status;

@@ -22,8 +22,11 @@ pub struct Timing {
     pub withhold: Duration,
     /// Before the first attempt after a failure that repeats.
     pub retry: Duration,
-    /// Between attempts, at most: the return of a server is to be noticed soon.
+    /// Between attempts, at most, while nobody answers: the return of a server is to be noticed soon.
     pub retry_limit: Duration,
+    /// Between attempts, at most, while a server answers that it can do no more, or has to give whole lists that lead nowhere:
+    /// the agents of all nodes together are a load.
+    pub busy_limit: Duration,
 }
 
 impl Default for Timing {
@@ -36,6 +39,7 @@ impl Default for Timing {
             withhold: Duration::from_secs(5),
             retry: Duration::from_millis(100),
             retry_limit: Duration::from_secs(5),
+            busy_limit: Duration::from_secs(30),
         }
     }
 }
@@ -46,10 +50,16 @@ impl Timing {
         self.watch.mul_f64(1.0 + 0.5 * chance()).as_secs().max(1)
     }
 
-    /// How long to wait before the next attempt: longer with every failure, and never shorter than the server asks for.
-    pub(super) fn pause(&self, failures: u32, asked: Option<Duration>) -> Duration {
+    /// How long to wait before the next attempt: longer with every failure, and never shorter than the server asks for. `busy`:
+    /// there is a server, and attempts cost it something.
+    pub(super) fn pause(&self, failures: u32, busy: bool, asked: Option<Duration>) -> Duration {
         let longer = self.retry.saturating_mul(1 << failures.min(16));
-        let own = longer.min(self.retry_limit).mul_f64(0.5 + 0.5 * chance());
+        let limit = if busy {
+            self.busy_limit
+        } else {
+            self.retry_limit
+        };
+        let own = longer.min(limit).mul_f64(0.5 + 0.5 * chance());
         match asked {
             Some(asked) => own.max(asked.min(LONGEST_PAUSE).mul_f64(1.0 + 0.1 * chance())),
             None => own,
@@ -74,13 +84,16 @@ mod tests {
     fn pauses_grow_up_to_a_limit_and_respect_the_server() {
         let timing = Timing::default();
         for _ in 0..100 {
-            assert!(timing.pause(0, None) <= timing.retry);
-            assert!(timing.pause(0, None) >= timing.retry / 2);
-            assert!(timing.pause(40, None) <= timing.retry_limit);
-            assert!(timing.pause(40, None) >= timing.retry_limit / 2);
-            assert!(timing.pause(0, Some(Duration::from_secs(7))) >= Duration::from_secs(7));
-            let forever = Some(Duration::from_secs(1 << 40));
-            assert!(timing.pause(0, forever) <= 2 * LONGEST_PAUSE);
+            for (busy, limit) in [(false, timing.retry_limit), (true, timing.busy_limit)] {
+                let pause = |failures, asked| timing.pause(failures, busy, asked);
+                assert!(pause(0, None) <= timing.retry);
+                assert!(pause(0, None) >= timing.retry / 2);
+                assert!(pause(40, None) <= limit);
+                assert!(pause(40, None) >= limit / 2);
+                assert!(pause(0, Some(Duration::from_secs(7))) >= Duration::from_secs(7));
+                let forever = Some(Duration::from_secs(1 << 40));
+                assert!(pause(0, forever) <= 2 * LONGEST_PAUSE);
+            }
             assert!((300..=450).contains(&timing.watch_seconds()));
         }
     }
