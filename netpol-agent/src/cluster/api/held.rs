@@ -93,8 +93,8 @@ struct Entry {
 pub(super) struct Held {
     kind: Kind,
     objects: HashMap<Box<str>, Entry>,
-    /// The uids of objects that went, oldest first.
-    buried: VecDeque<Uid>,
+    /// The uids of objects that went, and a version at which they were known to be gone, oldest first.
+    buried: VecDeque<(Uid, u64)>,
     /// Objects whose newest version cannot be used.
     refused: BTreeMap<Box<str>, Refusal>,
     /// Something without a name came since the last list began.
@@ -140,8 +140,8 @@ impl Held {
         self.take(ident, object, changes);
     }
 
-    /// The list is complete: what it has not named is gone.
-    pub fn end(&mut self, changes: &mut Vec<ObjectChange>) {
+    /// The list of this version is complete: what it has not named is gone.
+    pub fn end(&mut self, version: u64, changes: &mut Vec<ObjectChange>) {
         // Unless it could be the one without a name.
         if self.nameless {
             return;
@@ -154,7 +154,7 @@ impl Held {
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
-            self.forget(&name, changes);
+            self.forget(&name, version, changes);
         }
         // Whatever the first list took is given back.
         self.objects.shrink_to_fit();
@@ -169,7 +169,7 @@ impl Held {
         // Twice, or late: it was changed, replaced or removed since.
         let stale = match known {
             Some(entry) => ident.version != 0 && ident.version <= entry.version,
-            None => self.buried.contains(&ident.uid),
+            None => self.is_buried(&ident),
         };
         if !stale {
             self.take(ident, object, changes);
@@ -183,9 +183,11 @@ impl Held {
         };
         match self.objects.get(&ident.name) {
             // No object comes back under its uid: however late this is, it is true.
-            Some(entry) if entry.uid == ident.uid => self.forget(&ident.name, changes),
+            Some(entry) if entry.uid == ident.uid => {
+                self.forget(&ident.name, ident.version, changes);
+            }
             // Of an earlier one of that name, or before its addition.
-            _ => self.bury(ident.uid),
+            _ => self.bury(ident.uid, ident.version),
         }
     }
 
@@ -241,7 +243,7 @@ impl Held {
             .get(&ident.name)
             .is_some_and(|entry| entry.uid != ident.uid)
         {
-            self.forget(&ident.name, changes);
+            self.forget(&ident.name, ident.version, changes);
         }
         let outcome = object::trim(self.kind, &ident.key(), object, Unknown::Ignore);
         let entry = self.objects.entry(ident.name.clone()).or_insert(Entry {
@@ -265,11 +267,12 @@ impl Held {
         }
     }
 
-    fn forget(&mut self, name: &str, changes: &mut Vec<ObjectChange>) {
+    /// The object is gone, at this version or before.
+    fn forget(&mut self, name: &str, version: u64, changes: &mut Vec<ObjectChange>) {
         let Some(entry) = self.objects.remove(name) else {
             return;
         };
-        self.bury(entry.uid);
+        self.bury(entry.uid, version.max(entry.version));
         self.problems_changed |= self.refused.remove(name).is_some();
         if entry.in_force {
             let id = ObjectId {
@@ -280,11 +283,18 @@ impl Held {
         }
     }
 
-    fn bury(&mut self, uid: Uid) {
+    fn bury(&mut self, uid: Uid, version: u64) {
         if self.buried.len() == REMEMBERED {
             self.buried.pop_front();
         }
-        self.buried.push_back(uid);
+        self.buried.push_back((uid, version));
+    }
+
+    /// Whether this version of an object is from before its end. A later one is not: a server that was restored from a backup
+    /// may have the object again, under the same uid.
+    fn is_buried(&self, ident: &Ident) -> bool {
+        let mut graves = self.buried.iter();
+        graves.any(|(uid, version)| *uid == ident.uid && ident.version <= *version)
     }
 
     /// What is not yet as this list shows it.
@@ -312,7 +322,7 @@ impl Held {
                 Some(entry) if entry.uid == ident.uid => entry.version >= ident.version,
                 // It was replaced since.
                 Some(entry) => entry.version > ident.version,
-                None => self.buried.contains(&ident.uid),
+                None => self.is_buried(ident),
             },
             Goal::Gone(name, uid) => self.objects.get(name).is_none_or(|entry| entry.uid != *uid),
         }

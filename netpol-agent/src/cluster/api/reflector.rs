@@ -174,7 +174,8 @@ impl Reflector {
 
     /// A list is complete.
     async fn listed(&mut self, ticket: u64) -> Result<(), Failure> {
-        self.held.end(&mut self.changes);
+        let version = wire::version(&self.position);
+        self.held.end(version, &mut self.changes);
         self.torn = 0;
         self.complete = true;
         self.cover(ticket);

@@ -44,12 +44,16 @@ impl Play {
     }
 
     fn list(&mut self, objects: impl IntoIterator<Item = Value>) -> Vec<String> {
+        self.list_at(0, objects)
+    }
+
+    fn list_at(&mut self, version: u64, objects: impl IntoIterator<Item = Value>) -> Vec<String> {
         let mut changes = Vec::new();
         self.0.begin();
         for object in objects {
             self.0.listed(object, &mut changes);
         }
-        self.0.end(&mut changes);
+        self.0.end(version, &mut changes);
         let mut told = told(changes);
         told.sort();
         told
@@ -99,6 +103,23 @@ fn events_that_come_twice_or_late_tell_nothing() {
     assert_eq!(play.changed(pod("a", "1", 6)), [""; 0]);
     // A new one of the same name is new, whatever was before.
     assert_eq!(play.changed(pod("a", "9", 8)), ["+a@8 of 9"]);
+}
+
+#[test]
+fn an_object_that_comes_back_under_its_uid_is_there_again() {
+    let mut play = Play::new();
+    play.changed(pod("a", "1", 5));
+    assert_eq!(play.deleted(&pod("a", "1", 7)), ["-a"]);
+    // Late, up to its end.
+    for version in [0, 5, 6, 7] {
+        assert_eq!(play.changed(pod("a", "1", version)), [""; 0]);
+    }
+    // The server was restored from a backup.
+    assert_eq!(play.changed(pod("a", "1", 8)), ["+a@8 of 1"]);
+    // A list of version 20 does not name it: it went some time before.
+    assert_eq!(play.list_at(20, []), ["-a"]);
+    assert_eq!(play.changed(pod("a", "1", 19)), [""; 0]);
+    assert_eq!(play.changed(pod("a", "1", 21)), ["+a@21 of 1"]);
 }
 
 #[test]
