@@ -1,6 +1,8 @@
 //! The manifests in `deploy/`, without a cluster: well-formed, consistent with each other and with the agent's command line.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command,
+};
 
 use anyhow::{Context as _, ensure};
 use netpol_tests::deploy;
@@ -234,5 +236,66 @@ fn what_is_written_of_the_agent_is_so() -> anyhow::Result<()> {
         }
     }
     ensure!(known == 4, "{known} variables");
+    Ok(())
+}
+
+/// What `deploy/uninstall.sh` does with a cluster that answers `get daemonset` like this: whether it succeeds, what it asked
+/// kubectl for, and what it says.
+fn uninstall(get_daemonset: &str) -> anyhow::Result<(bool, Vec<String>, String)> {
+    let home = tempfile::tempdir()?;
+    let asked = home.path().join("asked");
+    let stub = home.path().join("kubectl");
+    let script = format!(
+        "#!/bin/sh\necho \"$*\" >>'{}'\ncase \"$*\" in *'get daemonset'*) {get_daemonset} ;; esac\n",
+        asked.display()
+    );
+    fs::write(&stub, script)?;
+    fs::set_permissions(&stub, fs::Permissions::from_mode(0o755))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("sh")
+        .arg(deploy::folder().join("uninstall.sh"))
+        .env("PATH", format!("{}:{path}", home.path().display()))
+        .output()?;
+    let asked = fs::read_to_string(asked)?;
+    Ok((
+        output.status.success(),
+        asked.lines().map(str::to_owned).collect(),
+        String::from_utf8(output.stderr)?,
+    ))
+}
+
+#[test]
+fn uninstalling_cleans_every_node_before_it_deletes() -> anyhow::Result<()> {
+    let (done, asked, _) = uninstall("echo daemonset.apps/netpol-agent")?;
+    ensure!(done);
+    let place = |what: &str| asked.iter().position(|line| line.contains(what));
+    let (patch, wait, delete) = (place("patch"), place("rollout status"), place("delete"));
+    ensure!(
+        patch.is_some() && patch < wait && wait < delete,
+        "{asked:#?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn uninstalling_deletes_nothing_from_a_cluster_that_does_not_answer() -> anyhow::Result<()> {
+    let (done, asked, _) = uninstall("echo 'Unable to connect to the server' >&2; exit 1")?;
+    ensure!(!done);
+    ensure!(asked.len() == 1, "{asked:#?}");
+    Ok(())
+}
+
+#[test]
+fn uninstalling_says_that_no_node_was_cleaned_where_there_is_no_agent() -> anyhow::Result<()> {
+    let (done, asked, told) = uninstall("true")?;
+    ensure!(done);
+    ensure!(
+        asked.len() == 2 && asked[1].contains("delete"),
+        "{asked:#?}"
+    );
+    ensure!(
+        told.contains("no node was cleaned up") && told.contains("netpol-agent cleanup"),
+        "{told}"
+    );
     Ok(())
 }
