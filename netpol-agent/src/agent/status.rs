@@ -58,7 +58,7 @@ pub struct DevicesStatus {
     pub pods: usize,
     /// How many others carry the program that judges what leaves the node.
     pub others: usize,
-    /// Those that do not carry their programs, and why.
+    /// Those that do not carry their programs, and why. Empty until the agent starts to enforce.
     pub missing: Vec<String>,
 }
 
@@ -376,7 +376,12 @@ pub(super) fn of<K: Kernel>(
         devices: DevicesStatus {
             pods: enforcer.hooks.count(DeviceKind::Pod),
             others: enforcer.hooks.count(DeviceKind::Host) + enforcer.hooks.count(DeviceKind::Bare),
-            missing: enforcer.hooks.behind(),
+            // Before it starts to enforce, the agent puts no programs anywhere.
+            missing: if enforcer.programmed() {
+                enforcer.hooks.behind()
+            } else {
+                Vec::new()
+            },
         },
         epoch: enforcer.kernel.epoch(),
         pods,
