@@ -401,9 +401,14 @@ impl<K: Kernel> Enforcer<K> {
         true
     }
 
-    /// Whether everything that is known is in tables, endpoints and epoch, but for what has failed.
+    /// Whether everything that is known is in tables, endpoints and epoch. A pod whose endpoint could not be written is not
+    /// enforced, whatever else is.
     pub fn written(&self) -> bool {
-        self.programmed && self.queue.is_empty() && !self.endpoints_due && !self.epoch_due
+        self.programmed
+            && self.queue.is_empty()
+            && !self.endpoints_due
+            && !self.epoch_due
+            && self.endpoints.errors.is_empty()
     }
 
     /// What a grace period that begins now is good for, if one is needed and everything is written.

@@ -41,7 +41,9 @@ pub(super) struct Vitals {
     pub missing: usize,
     /// Pods whose rules are in the kernel.
     pub endpoints: usize,
-    /// Those of them that are isolated, by [`Direction`].
+    /// Pods whose rules could not be written.
+    pub failed: usize,
+    /// Pods whose rules are in the kernel and that are isolated, by [`Direction`].
     pub isolated: [usize; 2],
     /// Devices that carry their programs: pods' and others.
     pub devices: [usize; 2],
@@ -184,6 +186,7 @@ impl<S: Source> Agent<S> {
             pods: pods.len(),
             missing: pods.values().filter(|(_, found)| found.is_err()).count(),
             endpoints: enforcer.endpoints.actual.len(),
+            failed: enforcer.endpoints.errors.len(),
             isolated,
             devices: [
                 enforcer.hooks.count(DeviceKind::Pod),

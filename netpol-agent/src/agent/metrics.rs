@@ -249,9 +249,14 @@ impl Exposition {
             "Pods of this node whose rules are in the kernel.",
             vitals.endpoints,
         )?;
+        page.gauge(
+            "netpol_agent_endpoints_failed",
+            "Pods of this node whose rules could not be brought into the kernel.",
+            vitals.failed,
+        )?;
         page.gauges(
             "netpol_agent_endpoints_isolated",
-            "Those of them that a policy selects, by direction.",
+            "Pods whose rules are in the kernel that a policy selects, by direction.",
             ["ingress", "egress"]
                 .into_iter()
                 .zip(vitals.isolated)

@@ -10,7 +10,10 @@ use std::{
 
 use netpol_common::{Direction, Endpoint, Reason, Tally, TunnelKey};
 
-use super::{AwayStatus, Origin, endpoints::Orders, enforcer::Enforcer, kernel::Kernel};
+use super::{
+    AwayStatus, DropStatus, Origin, SourceStatus, endpoints::Orders, enforcer::Enforcer,
+    kernel::Kernel, status,
+};
 use crate::{
     cluster::{Away, Update},
     dataplane::{TableFill, Tallies},
@@ -314,6 +317,26 @@ fn programs_come_first_those_of_other_devices_before_all_and_the_epoch_last() {
 }
 
 #[test]
+fn a_device_is_missing_its_programs_only_once_they_are_to_be_there() {
+    let mut enforcer = Enforcer::new(Fake::default(), "here", Orders::default());
+    enforcer.apply(vec![namespace(), pod("a", "1", "10.0.0.1")]);
+    enforcer.expect(1);
+    let report = found(&enforcer, &[("a", 5)]);
+    enforcer.see(report);
+    enforcer.work();
+    let missing = |enforcer: &Enforcer<Fake>| {
+        let source = SourceStatus::default();
+        let status = status::of(enforcer, "here", source, DropStatus::default());
+        status.devices.missing.len()
+    };
+    assert_eq!(missing(&enforcer), 0, "nothing is attempted yet");
+    enforcer.start().expect("a start");
+    assert_eq!(missing(&enforcer), 2);
+    work(&mut enforcer);
+    assert_eq!(missing(&enforcer), 0);
+}
+
+#[test]
 fn a_policy_goes_tables_endpoints_epoch() {
     let mut enforcer = world(Fake::default());
     diary(&mut enforcer);
@@ -383,9 +406,13 @@ fn one_endpoint_that_fails_is_told_and_tried_again() {
             "{:?}",
             enforcer.behind()
         );
+        let endpoint = part == Part::Endpoints;
+        assert_eq!(enforcer.endpoints.errors.len(), usize::from(endpoint));
+        assert_eq!(enforcer.written(), !endpoint, "a pod is open");
         enforcer.kernel.broken.set(Part::Nothing);
         enforcer.retry();
         work(&mut enforcer);
+        assert!(enforcer.written());
         assert_eq!(enforcer.behind(), Vec::<String>::new());
         assert!(enforcer.hooks.guard_pod(6));
     }

@@ -27,6 +27,7 @@ fn page() -> String {
     text(Exposition {
         vitals: Vitals {
             unready: vec!["something".into()],
+            failed: 7,
             isolated: [2, 1],
             away_since: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)),
             waiting: Duration::from_millis(1500),
@@ -197,6 +198,7 @@ fn values_are_where_they_belong() {
         "netpol_agent_bytes_total{direction=\"ingress\",verdict=\"drop\",reason=\"denied\"} 1100",
         "netpol_agent_drop_records_lost_total{cause=\"over_budget\"} 3",
         "netpol_agent_drop_records_lost_total{cause=\"buffer_full\"} 4",
+        "netpol_agent_endpoints_failed 7",
         "netpol_agent_endpoints_isolated{direction=\"ingress\"} 2",
         "netpol_agent_endpoints_isolated{direction=\"egress\"} 1",
         "netpol_agent_table_capacity{table=\"RULES\"} 10",
