@@ -1,10 +1,12 @@
 //! `netpol-agent cleanup`
 
+use std::path::Path;
+
 use anyhow::bail;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{CleanupArgs, lock, mounts, preflight};
-use crate::dataplane;
+use crate::{agent::SOCKET, dataplane};
 
 pub(super) fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
     remove(args)?;
@@ -28,6 +30,16 @@ fn remove(args: &CleanupArgs) -> anyhow::Result<()> {
     let running = match &lock {
         None => {
             println!("nothing is pinned in {}", pins.display());
+            if !args.force
+                && let Some(socket) = agent_elsewhere()
+                && dataplane::filters()? > 0
+            {
+                bail!(
+                    "filters of netpol-agent are on interfaces, and an agent seems to be running (it listens on {socket}): \
+                     name its pins with --bpf-dir, or stop it. With --force they are removed nevertheless"
+                );
+            }
+            tell_orphans(dataplane::cleanup(pins, args.force)?.orphans);
             return Ok(());
         }
         Some(lock::Pins::Ours(_)) => false,
@@ -47,6 +59,7 @@ fn remove(args: &CleanupArgs) -> anyhow::Result<()> {
         removed.pins,
         pins.display()
     );
+    tell_orphans(removed.orphans);
     if removed.left > 0 {
         println!(
             "{} filters were not removed: they are on devices of another network namespace",
@@ -57,4 +70,25 @@ fn remove(args: &CleanupArgs) -> anyhow::Result<()> {
         println!("the agent that is running enforces nothing until it is restarted");
     }
     Ok(())
+}
+
+/// The socket of an agent that runs in this network namespace, whatever pins it has: `/proc/net/unix` knows of no other namespace.
+fn agent_elsewhere() -> Option<String> {
+    let sockets = std::fs::read_to_string("/proc/self/net/unix").ok()?;
+    let paths = sockets
+        .lines()
+        .filter_map(|line| line.split(' ').next_back());
+    paths
+        .filter(|path| Path::new(path).file_name() == Some(SOCKET.as_ref()))
+        .map(str::to_owned)
+        .next()
+}
+
+/// A bpf file system that is unmounted takes the pins with it, and leaves the filters.
+fn tell_orphans(orphans: usize) {
+    if orphans > 0 {
+        println!(
+            "removed {orphans} filters of netpol-agent from interfaces that no pin told of; pods are open now"
+        );
+    }
 }

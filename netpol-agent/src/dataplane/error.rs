@@ -70,6 +70,12 @@ pub enum Error {
         /// Why not.
         source: anyhow::Error,
     },
+    /// Filters on devices.
+    #[error("cannot read or remove filters on network devices: {source}")]
+    Filters {
+        /// Why not.
+        source: io::Error,
+    },
     /// An element of a map cannot be written.
     #[error("cannot write table {table}: {source}{}", advice(source))]
     Write {

@@ -7,6 +7,7 @@ use std::os::fd::AsFd as _;
 
 use super::{
     Error,
+    filters::{HANDLE, PRIORITY},
     pins::{Hook, LinkPin, Pins},
     qdisc, sys,
 };
@@ -14,7 +15,7 @@ use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
     },
     util::KernelVersion,
 };
@@ -63,12 +64,8 @@ impl std::fmt::Display for HookKind {
     }
 }
 
-/// Priority and handle by which a filter of ours is known on a device. The handle spells "np".
-const PRIORITY: u16 = 50;
-const HANDLE: TcHandle = TcHandle::new(0, 0x6e70);
-
 /// Where on a device a program belongs.
-const fn place(hook: Hook) -> TcAttachType {
+pub(super) const fn place(hook: Hook) -> TcAttachType {
     match hook {
         // What the pod sends comes in to the node.
         Hook::PodEgress => TcAttachType::Ingress,

@@ -4,6 +4,7 @@
 
 mod error;
 mod events;
+mod filters;
 mod flows;
 mod links;
 pub mod memory;
@@ -110,6 +111,8 @@ pub struct Removed {
     pub links: usize,
     /// Pins of any kind.
     pub pins: usize,
+    /// Filters on devices of which no pin told.
+    pub orphans: usize,
     /// Filters that stay on devices of another network namespace.
     pub left: usize,
 }
@@ -634,7 +637,7 @@ pub type Tracer = aya_log::EbpfLogger<&'static dyn log::Log>;
 
 /// Takes every program off its hook and removes every pin under a pin directory. Pods are open afterwards.
 ///
-/// Filters can be removed only in the network namespace of their devices. With `force` their pins are removed elsewhere, too.
+/// Filters of ours without a pin go, too. They can be removed only in the network namespace of their devices. With `force` their pins are removed elsewhere, too.
 ///
 /// # Errors
 ///
@@ -666,8 +669,20 @@ pub fn cleanup(root: &Path, force: bool) -> Result<Removed, Error> {
             removed.links += 1;
         }
     }
+    if elsewhere.is_none() {
+        removed.orphans = filters::remove_all()?;
+    }
     removed.pins = removed.links + pins.remove_all()?;
     Ok(removed)
+}
+
+/// How many filters of ours are on the devices of this network namespace, pinned or not.
+///
+/// # Errors
+///
+/// If the kernel does not answer.
+pub fn filters() -> Result<usize, Error> {
+    Ok(filters::all()?.len())
 }
 
 /// What is counted of a slot: index, direction and reason.

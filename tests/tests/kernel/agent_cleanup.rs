@@ -162,3 +162,70 @@ fn cleanup_takes_dead_pins_too() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Filters are held by their devices: when the bpf file system goes, they stay, and no pin tells of them.
+#[test]
+fn cleanup_takes_filters_whose_pins_are_lost() -> anyhow::Result<()> {
+    for directory in ["its directory is there", "nothing is there"] {
+        let lab = Lab::new(Shape::Routed, World::parse(THREE_PODS))?;
+        Files::of(&lab).write("web.yaml", FRIENDS)?;
+        let mut agent = Agent::start(&lab, Hook::Clsact)?;
+        agent.wait()?;
+        agent.kill()?;
+        let bpf = lab.run_dir().bpf();
+        for schema in fs::read_dir(&bpf)?.flatten() {
+            if !schema.path().is_dir() {
+                continue;
+            }
+            for pin in fs::read_dir(schema.path())?.flatten() {
+                fs::remove_file(pin.path())?;
+            }
+            fs::remove_dir(schema.path())?;
+        }
+        expect(&lab, &format!("{directory}: without pins"), FRIENDS_ONLY)?;
+
+        let bpf = match directory {
+            "nothing is there" => bpf.join("never"),
+            _ => bpf,
+        };
+        let console = Console::new(&lab)?;
+        let cleanup = ["cleanup", "--bpf-dir", &bpf.display().to_string()];
+        let said = console.run(&cleanup)?;
+        ensure!(
+            said.code == Some(0) && said.out.contains("that no pin told of; pods are open now"),
+            "{directory}: {said}"
+        );
+        for device in devices(&lab)? {
+            let found = hooks::attached(&lab, device)?;
+            ensure!(
+                found == [hooks::Programs::NONE; 2],
+                "{directory}: device {device} still has {found:?}"
+            );
+        }
+        expect(&lab, &format!("{directory}: cleaned up"), ALL_OPEN)?;
+        let said = console.run(&cleanup)?;
+        ensure!(
+            said.code == Some(0) && !said.out.contains("that no pin told of"),
+            "{directory}, once more: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// A wrong `--bpf-dir` must not take the filters of an agent that is running.
+#[test]
+fn cleanup_of_other_pins_leaves_a_running_agent_its_filters() -> anyhow::Result<()> {
+    let lab = Lab::new(Shape::Routed, World::parse(THREE_PODS))?;
+    Files::of(&lab).write("web.yaml", FRIENDS)?;
+    let mut agent = Agent::start(&lab, Hook::Clsact)?;
+    agent.wait()?;
+    let never = lab.run_dir().path().join("never").display().to_string();
+    let said = Console::new(&lab)?.run(&["cleanup", "--bpf-dir", &never])?;
+    ensure!(
+        said.code == Some(1) && said.err.contains("an agent seems to be running"),
+        "{said}"
+    );
+    expect(&lab, "after a cleanup of other pins", FRIENDS_ONLY)?;
+    agent.stop()?;
+    Ok(())
+}
