@@ -52,7 +52,8 @@ pub(super) struct Enforcer<K> {
     queue: VecDeque<Vec<Edit>>,
     /// Tables and endpoints follow the index. False until the source and the node are known completely.
     programmed: bool,
-    /// Every device that was there at the start has its programs, or has failed. Before that no endpoint is written.
+    /// Every device that was there at the start has its programs, or has failed. Before that no endpoint is written, unless there are
+    /// programs that would be displaced by ones that know no endpoint.
     hooked: bool,
     /// What lived before the agent came was asked for.
     seeded: bool,
@@ -174,9 +175,12 @@ impl<K: Kernel> Enforcer<K> {
         let pinned = self.kernel.adopt_endpoints();
         let pinned = pinned.map_err(|e| self.failed(&e))?;
         self.hooks.inherited = self.kernel.attached().map_err(|e| self.failed(&e))?;
+        let displaces = self.kernel.displaces().map_err(|e| self.failed(&e))?;
         let tables = self.index.tables();
         self.kernel.adopt(&tables).map_err(|e| self.failed(&e))?;
         self.endpoints.inherit(pinned);
+        // Until a device has its new program, the old one judges; from then on the new one must.
+        self.hooked = displaces;
         self.programmed = true;
         self.tunnels_due = true;
         self.endpoints_due = true;

@@ -19,6 +19,8 @@ pub(super) trait Kernel {
     fn discard_unknown(&mut self, tables: &[Edit]) -> Result<(), Self::Error>;
     fn adopt_endpoints(&mut self) -> Result<Vec<(u32, Endpoint)>, Self::Error>;
     fn attached(&self) -> Result<BTreeSet<u32>, Self::Error>;
+    /// Whether what is attached now judges by other tables, and ends where programs are put in its place.
+    fn displaces(&self) -> Result<bool, Self::Error>;
     fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Self::Error>;
     fn remove_endpoint(&mut self, interface: u32) -> Result<(), Self::Error>;
     fn attach(&mut self, interface: u32, device: &Device) -> Result<(), Self::Error>;
@@ -54,6 +56,9 @@ impl Kernel for Dataplane {
     }
     fn attached(&self) -> Result<BTreeSet<u32>, Error> {
         self.attached()
+    }
+    fn displaces(&self) -> Result<bool, Error> {
+        self.displaces()
     }
     fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Error> {
         self.set_endpoint(interface, endpoint)

@@ -45,6 +45,8 @@ struct Fake {
     endpoints: BTreeMap<u32, Endpoint>,
     /// Devices with programs.
     pinned: BTreeSet<u32>,
+    /// Some of the programs are of another version.
+    displaces: bool,
     diary: Vec<String>,
     epoch: u32,
 }
@@ -56,6 +58,7 @@ impl Default for Fake {
             tables: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             pinned: BTreeSet::new(),
+            displaces: false,
             diary: Vec::new(),
             epoch: 0,
         }
@@ -116,6 +119,9 @@ impl Kernel for Fake {
     }
     fn attached(&self) -> Result<BTreeSet<u32>, Failed> {
         Ok(self.pinned.clone())
+    }
+    fn displaces(&self) -> Result<bool, Failed> {
+        Ok(self.displaces)
     }
     fn set_endpoint(&mut self, interface: u32, endpoint: &Endpoint) -> Result<(), Failed> {
         self.try_to(Part::Endpoints)?;
@@ -334,6 +340,20 @@ fn a_device_is_missing_its_programs_only_once_they_are_to_be_there() {
     assert_eq!(missing(&enforcer), 2);
     work(&mut enforcer);
     assert_eq!(missing(&enforcer), 0);
+}
+
+#[test]
+fn endpoints_come_first_where_programs_take_the_places_of_others_that_judge() {
+    let enforcer = &mut world(Fake {
+        displaces: true,
+        ..Fake::default()
+    });
+    let diary = diary(enforcer);
+    assert_eq!(
+        diary,
+        "tables, tunnels 0, endpoint 5, epoch, host 2, epoch, attach 5, epoch, discard"
+    );
+    assert_eq!(enforcer.behind(), Vec::<String>::new());
 }
 
 #[test]

@@ -446,6 +446,27 @@ impl Dataplane {
             .collect())
     }
 
+    /// Whether programs of ours are attached whose place those of this process will take, and that judge by other tables: of another
+    /// schema, or with lost pins. TCX links of another schema judge on, beside the new ones; of filters there is one at a place.
+    ///
+    /// # Errors
+    ///
+    /// If the pins or the filters cannot be read.
+    pub fn displaces(&self) -> Result<bool, Error> {
+        if self.hook == HookKind::Tcx {
+            return Ok(false);
+        }
+        let own = self.pins.links()?;
+        let is_own = |filter: &filters::Filter| {
+            own.iter().any(|pin| {
+                pin.clsact
+                    && pin.interface == filter.interface
+                    && links::place(pin.hook) == filter.place
+            })
+        };
+        Ok(!filters::all()?.iter().all(is_own))
+    }
+
     /// Whether the tables are still pinned: `cleanup` may have taken everything away under a running agent.
     pub fn pinned(&self) -> bool {
         self.pins.map(map::ENDPOINTS).exists()

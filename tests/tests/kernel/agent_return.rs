@@ -1,6 +1,6 @@
 //! The agent may die and come back: what it enforces stays in the kernel, and it finds its way back without a gap.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, os::fd::AsFd as _, time::Duration};
 
 use anyhow::ensure;
 use netpol_common::map;
@@ -8,7 +8,9 @@ use netpol_tests::{
     agent::{Agent, Hook, hooks},
     lab::{Connection, Lab, Load, Restart, Shape, Side, Traffic},
     manifests::{DocumentId, World},
-    story::{ALL_DENIED, CLOSED, FRIENDS, FRIENDS_ONLY, Files, THREE_PODS, expect, log_end},
+    story::{
+        ALL_DENIED, ALL_OPEN, CLOSED, FRIENDS, FRIENDS_ONLY, Files, THREE_PODS, expect, log_end,
+    },
     table::{Destination, Family, Party, Port},
 };
 
@@ -93,6 +95,43 @@ fn another_version_of_the_programs_is_replaced() -> anyhow::Result<()> {
         agent.wait()?;
         expect(&lab, &case, FRIENDS_ONLY)?;
         ensure!(!older.exists(), "{case}: the older pins are still there");
+    }
+    Ok(())
+}
+
+/// Where programs of another version make room one by one, none of the new ones may let pass what is forbidden while others are
+/// still being put in their places. Many devices make this last.
+#[test]
+fn an_upgrade_among_many_devices_leaks_nothing() -> anyhow::Result<()> {
+    for hook in [Hook::Tcx, Hook::Clsact] {
+        let lab = lab(Shape::Routed)?;
+        // None of them is a known pod's; all come after those that are.
+        let elsewhere = lab.outside().namespace.open()?;
+        lab.node().configure(|netlink| async move {
+            for number in 0..80 {
+                let name = format!("idle{number}");
+                netlink
+                    .veth((&name, 900 + number), &name, elsewhere.as_fd())
+                    .await?;
+            }
+            Ok(())
+        })?;
+        let mut agent = Agent::start(&lab, hook)?;
+        agent.wait()?;
+        let floods = Floods::forbidden(&lab)?;
+        agent.kill()?;
+        let pins = lab.run_dir().bpf();
+        std::fs::rename(pins.join(format!("v{}", map::SCHEMA)), pins.join("v0"))?;
+        floods.check(&format!("{hook}, before the upgrade"), &lab)?;
+        let mut agent = Agent::start(&lab, hook)?;
+        agent.wait()?;
+        floods.check(&format!("{hook}, across the upgrade"), &lab)?;
+        floods.end(&lab)?;
+        // And the probes can get through.
+        Files::of(&lab).delete("web.yaml")?;
+        agent.wait()?;
+        expect(&lab, &format!("{hook}, without a policy"), ALL_OPEN)?;
+        agent.stop()?;
     }
     Ok(())
 }
