@@ -186,6 +186,48 @@ async fn an_object_that_cannot_be_used_keeps_its_last_good_version() {
 }
 
 #[tokio::test]
+async fn a_policy_that_was_never_good_is_in_force_without_what_is_not() {
+    let two = |first: Value, second: Value| {
+        let mut policy = policy("web", first);
+        let port = json!({ "port": second });
+        policy["spec"]["ingress"][0]["ports"]
+            .as_array_mut()
+            .expect("ports")
+            .push(port);
+        policy
+    };
+    let server = Server::start().await;
+    let mut reader = Reader::synced(&server).await;
+    server.put(POLICIES, two(json!(80), json!([1])));
+    reader.has("NetworkPolicy shop/web", Some("80")).await;
+    let is_told = |part: bool| {
+        move |r: &Reader| {
+            let told = r.problems.first().map(ToString::to_string);
+            told.is_some_and(|told| told.contains("in force without this") == part)
+        }
+    };
+    reader.until("it is told", is_told(true)).await;
+    assert!(reader.problems[0].withholds());
+    // As long as no version is good, each counts as far as it can be read; also the same in a list, which is no news.
+    server.put(POLICIES, two(json!([1]), json!(81)));
+    reader.has("NetworkPolicy shop/web", Some("81")).await;
+    server.compact();
+    server.end_watches(POLICIES);
+    server.put(POLICIES, policy("end", json!(1)));
+    reader.has("NetworkPolicy shop/end", Some("1")).await;
+    assert_eq!(reader.objects["NetworkPolicy shop/web"], "81");
+    // A good one, and then its last good version counts.
+    server.put(POLICIES, policy("web", json!(82)));
+    reader.has("NetworkPolicy shop/web", Some("82")).await;
+    reader.until("it is over", |r| r.problems.is_empty()).await;
+    server.put(POLICIES, two(json!(83), json!([1])));
+    reader.until("it is told", is_told(false)).await;
+    assert_eq!(reader.objects["NetworkPolicy shop/web"], "82");
+    server.delete(POLICIES, &policy("web", json!(0)));
+    reader.has("NetworkPolicy shop/web", None).await;
+}
+
+#[tokio::test]
 async fn a_line_that_is_no_event_and_comes_again_is_gone_round() {
     let server = Server::start().await;
     let mut reader = Reader::synced(&server).await;

@@ -308,7 +308,8 @@ async fn a_refused_object_keeps_its_last_good_version_and_holds_up_nobody() {
 
 #[tokio::test]
 async fn an_object_that_was_never_good_is_not_in_force() {
-    let mut world = World::new(&[("a.yaml", &policy("web", 1, "[1]"))]);
+    let selects_nobody = policy("web", 1, "80").replace("podSelector:", "podSelectr:");
+    let mut world = World::new(&[("a.yaml", &selects_nobody)]);
     world.next().await;
     world.has(&[]);
     assert!(matches!(
@@ -320,6 +321,46 @@ async fn an_object_that_was_never_good_is_not_in_force() {
         "{}",
         world.problems[0]
     );
+}
+
+#[tokio::test]
+async fn a_policy_that_was_never_good_is_in_force_without_what_is_not() {
+    let odd = |version| policy("web", version, "[1]");
+    let mut world = World::new(&[("a.yaml", &odd(1))]);
+    world.next().await;
+    world.has(&[("NetworkPolicy shop/web", "1")]);
+    assert!(matches!(
+        &world.problems[..],
+        [Problem::Refused {
+            kept: false,
+            in_part: true,
+            ..
+        }]
+    ));
+    let told = world.problems[0].to_string();
+    assert!(told.contains("in force without this"), "{told}");
+    // Its changes are followed, too, for as long as no version is good.
+    world.write("a.yaml", &odd(2));
+    world.next().await;
+    world.has(&[("NetworkPolicy shop/web", "2")]);
+    world.write("a.yaml", &policy("web", 3, "80"));
+    world.next().await;
+    world.has(&[("NetworkPolicy shop/web", "3")]);
+    assert_eq!(world.problems, []);
+    world.write("a.yaml", &odd(4));
+    world.next().await;
+    world.has(&[("NetworkPolicy shop/web", "3")]);
+    assert!(matches!(
+        &world.problems[..],
+        [Problem::Refused {
+            kept: true,
+            in_part: false,
+            ..
+        }]
+    ));
+    fs::remove_file(world.path.join("a.yaml")).expect("a removal");
+    world.sync().await;
+    world.has(&[]);
 }
 
 #[tokio::test]

@@ -123,6 +123,9 @@ pub struct ProblemStatus {
     pub reason: String,
     /// Whether a last good version stays in force.
     pub kept: bool,
+    /// Whether there is none, and the object is in force without what cannot be used of it.
+    #[serde(default)]
+    pub in_part: bool,
     /// All of it in one sentence.
     pub message: String,
 }
@@ -264,6 +267,7 @@ impl From<&Problem> for ProblemStatus {
                 field: None,
                 reason: reason.clone(),
                 kept: *kept > 0,
+                in_part: false,
                 message,
             },
             Problem::Refused {
@@ -273,6 +277,7 @@ impl From<&Problem> for ProblemStatus {
                 field,
                 reason,
                 kept,
+                in_part,
             } => Self {
                 class: "refused".into(),
                 path: path
@@ -284,6 +289,7 @@ impl From<&Problem> for ProblemStatus {
                 field: some(field),
                 reason: reason.clone(),
                 kept: *kept,
+                in_part: *in_part,
                 message,
             },
             Problem::Duplicate {
@@ -297,6 +303,7 @@ impl From<&Problem> for ProblemStatus {
                 field: None,
                 reason: "defined more than once".into(),
                 kept: true,
+                in_part: false,
                 message,
             },
         }

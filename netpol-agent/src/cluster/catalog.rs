@@ -22,6 +22,8 @@ pub(super) struct Catalog {
     definitions: HashMap<ObjectId, BTreeMap<String, Version>>,
     /// What was given out last. Outlives a definition that is refused.
     in_force: HashMap<ObjectId, Arc<Object>>,
+    /// Those of them that are in force without what cannot be read of them: never was there a version that could be used as it is.
+    in_part: BTreeSet<ObjectId>,
 }
 
 /// One file as it was read last.
@@ -139,6 +141,7 @@ impl Catalog {
         let mut changes = Vec::new();
         for id in touched {
             let Some(versions) = self.definitions.get(id) else {
+                self.in_part.remove(id);
                 if self.in_force.remove(id).is_some() {
                     changes.push(id.gone());
                 }
@@ -148,24 +151,28 @@ impl Catalog {
                 .values()
                 .next_back()
                 .expect("a defined object has a version");
-            let object = match &last.outcome {
-                Ok(object) => object,
+            let good = |version: &Version| version.outcome.as_ref().ok().cloned();
+            let (object, in_part) = match &last.outcome {
+                Ok(object) => (Arc::clone(object), false),
                 // The last good version stays; at the start there is none but that of another file.
-                Err(_) if self.in_force.contains_key(id) => continue,
-                Err(_) => {
-                    let Some(object) = versions
-                        .values()
-                        .rev()
-                        .find_map(|v| v.outcome.as_ref().ok())
-                    else {
-                        continue;
-                    };
-                    object
-                }
+                Err(_) if self.in_force.contains_key(id) && !self.in_part.contains(id) => continue,
+                Err(refusal) => match versions.values().rev().find_map(good) {
+                    Some(object) => (object, false),
+                    // Better a part of it than nothing.
+                    None => match &refusal.rest {
+                        Some(rest) => (Arc::clone(rest), true),
+                        None => continue,
+                    },
+                },
             };
-            if self.in_force.get(id) != Some(object) {
-                self.in_force.insert(id.clone(), Arc::clone(object));
-                changes.push(Object::clone(object).into());
+            if in_part {
+                self.in_part.insert(id.clone());
+            } else {
+                self.in_part.remove(id);
+            }
+            if self.in_force.get(id) != Some(&object) {
+                changes.push(Object::clone(&object).into());
+                self.in_force.insert(id.clone(), object);
             }
         }
         changes
@@ -174,19 +181,21 @@ impl Catalog {
     /// Everything that cannot be used as it is written.
     pub fn problems(&self, directory: &Path) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let refused = |file: &str, refusal: &Refusal, kept| Problem::Refused {
-            path: Some(directory.join(file)),
-            kind: refusal.kind.clone(),
-            object: refusal.object.clone(),
-            field: refusal.field.clone(),
-            reason: refusal.reason.clone(),
-            kept,
-        };
+        let refused =
+            |file: &str, refusal: &Refusal, in_force: bool, in_part: bool| Problem::Refused {
+                path: Some(directory.join(file)),
+                kind: refusal.kind.to_string(),
+                object: refusal.object.clone(),
+                field: refusal.field.clone(),
+                reason: refusal.reason.clone(),
+                kept: in_force && !in_part,
+                in_part,
+            };
         for (name, file) in &self.files {
             problems.extend(
                 file.strays
                     .iter()
-                    .map(|refusal| refused(name, refusal, false)),
+                    .map(|refusal| refused(name, refusal, false, false)),
             );
             if let Some(unusable) = &file.unusable {
                 problems.push(Problem::Unreadable {
@@ -206,7 +215,8 @@ impl Catalog {
                 .last_key_value()
                 .expect("a defined object has a version");
             if let Err(refusal) = &winner.outcome {
-                problems.push(refused(last, refusal, self.in_force.contains_key(id)));
+                let in_force = self.in_force.contains_key(id);
+                problems.push(refused(last, refusal, in_force, self.in_part.contains(id)));
             }
             let mut shadowed: Vec<_> = versions
                 .keys()

@@ -126,6 +126,7 @@ fn stray(place: &str, field: &str, reason: &str) -> Definition {
             object: ObjectKey::new("", place),
             field: field.into(),
             reason: reason.into(),
+            rest: None,
         }),
     }
 }
@@ -156,7 +157,7 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
                 &format!("{version:?} is not supported, use {group:?}"),
             );
             if let Err(refusal) = &mut definition.outcome {
-                refusal.kind = kind.to_owned();
+                refusal.kind = kind.into();
                 refusal.object = key(known, &mut value).unwrap_or_else(|| refusal.object.clone());
             }
             definition
@@ -168,14 +169,14 @@ fn object(kind: &str, version: &str, mut value: Value, place: &str) -> Option<De
         let reason = "the namespace is not a string: put it in quotes";
         let mut definition = stray(place, "metadata.namespace", reason);
         if let Err(refusal) = &mut definition.outcome {
-            refusal.kind = kind.to_owned();
+            refusal.kind = kind.into();
         }
         return Some(definition);
     }
     let Some(key) = key(known, &mut value) else {
         let mut definition = stray(place, "metadata.name", "the object has no name");
         if let Err(refusal) = &mut definition.outcome {
-            refusal.kind = kind.to_owned();
+            refusal.kind = kind.into();
         }
         return Some(definition);
     };
@@ -202,7 +203,7 @@ fn foreign(kind: &str, version: &str, place: &str) -> Option<Definition> {
         &format!("there is no such kind, use {meant:?}"),
     );
     if let Err(refusal) = &mut definition.outcome {
-        refusal.kind = kind.to_owned();
+        refusal.kind = kind.into();
     }
     Some(definition)
 }

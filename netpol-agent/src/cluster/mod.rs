@@ -141,6 +141,9 @@ pub enum Problem {
         reason: String,
         /// Whether a last good version of the object stays in force.
         kept: bool,
+        /// Whether there is none, and what can be read of this one is in force: a policy without the rules, peers and ports that
+        /// cannot.
+        in_part: bool,
     },
     /// An object is defined more than once; the last file in the order of names counts, and in it the last document.
     Duplicate {
@@ -190,6 +193,7 @@ impl fmt::Display for Problem {
                 field,
                 reason,
                 kept,
+                in_part,
             } => {
                 write!(f, "{kind} {object}")?;
                 if let Some(path) = path {
@@ -202,6 +206,8 @@ impl fmt::Display for Problem {
                 write!(f, "{reason}; ")?;
                 f.write_str(if *kept {
                     "its last good version stays in force until this is corrected"
+                } else if *in_part {
+                    "it is in force without this, and so allows less, until this is corrected"
                 } else {
                     "it is not in force until this is corrected"
                 })

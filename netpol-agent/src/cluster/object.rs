@@ -1,5 +1,9 @@
 //! One object: from a tree of values to its trimmed form, or why not. The same for every source.
 
+mod rest;
+
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -53,10 +57,12 @@ impl From<Object> for ObjectChange {
 /// Why one object cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Refusal {
-    pub kind: String,
+    pub kind: Box<str>,
     pub object: ObjectKey,
     pub field: String,
     pub reason: String,
+    /// What is left of it without what cannot be read, if that allows no more than the whole would.
+    pub rest: Option<Arc<Object>>,
 }
 
 /// What to think of fields that are not known.
@@ -75,6 +81,16 @@ pub(super) fn trim(
     value: Value,
     unknown: Unknown,
 ) -> Result<Object, Refusal> {
+    if kind != Kind::NetworkPolicy {
+        return whole(kind, key, value, unknown);
+    }
+    whole(kind, key, value.clone(), unknown).map_err(|refusal| Refusal {
+        rest: rest::of(key, value, unknown, &refusal.field).map(Arc::new),
+        ..refusal
+    })
+}
+
+fn whole(kind: Kind, key: &ObjectKey, value: Value, unknown: Unknown) -> Result<Object, Refusal> {
     let value = Typed {
         kind,
         key,
@@ -107,10 +123,11 @@ impl Typed<'_> {
     ) -> Result<Object, Refusal> {
         let Self { kind, key, .. } = self;
         let refuse = |field: String, reason: String| Refusal {
-            kind: kind.to_string(),
+            kind: kind.to_string().into(),
             object: key.clone(),
             field,
             reason,
+            rest: None,
         };
         let mut mistake: Option<String> = None;
         let mut track = serde_path_to_error::Track::new();

@@ -251,3 +251,43 @@ spec: {podSelector: {matchLabels: {role: friend}}, policyTypes: [Ingress]}
     agent.stop()?;
     Ok(())
 }
+
+/// A policy that was never good isolates its pods, and allows what can be read of it.
+#[test]
+fn a_new_policy_with_a_bad_item_closes_its_pod_but_for_the_rest() -> anyhow::Result<()> {
+    let lab = Lab::new(Shape::Routed, World::parse(FOUR_PODS))?;
+    let (files, console) = (Files::of(&lab), Console::new(&lab)?);
+    let name = "a".repeat(40);
+    files.write(
+        "policies.yaml",
+        &policies(
+            ", {ipBlock: {cidr: \"::ffff:10.244.1.0/120\"}}",
+            &format!(", {{ports: [{{port: {name}}}]}}"),
+            "",
+        ),
+    )?;
+    let mut agent = Agent::start(&lab, Hook::Auto)?;
+    let missing = wait_fails(&console)?;
+    for object in ["a/web", "a/api"] {
+        ensure!(
+            missing
+                .lines()
+                .any(|line| line.contains(object) && line.contains("in force without this")),
+            "{object}: {missing}"
+        );
+    }
+    expect(
+        &lab,
+        "with two policies in part",
+        &format!("{FRIEND_ONLY}\n{FRIEND_OPEN}"),
+    )?;
+    files.write("policies.yaml", &policies("", ", {}", ""))?;
+    agent.wait()?;
+    expect(
+        &lab,
+        "with all of it",
+        "a/web TCP/80\n  open: a/friend\n  denied: a/api a/db\n\na/api TCP/80\n  open: a/friend a/web a/db\n",
+    )?;
+    agent.stop()?;
+    Ok(())
+}

@@ -129,7 +129,7 @@ fn pods(lab: &Lab, status: &Value) -> anyhow::Result<()> {
     let open = json!({"isolated": false, "ruleset": null, "policies": []});
     ensure!(
         web["ingress"]["isolated"] == true
-            && web["ingress"]["policies"] == json!(["web"])
+            && web["ingress"]["policies"] == json!(["bad", "web"])
             && web["ingress"]["ruleset"]
                 .as_str()
                 .is_some_and(|id| id.len() == 16)
@@ -194,6 +194,7 @@ fn policies(status: &Value) -> anyhow::Result<()> {
         problems.map(Vec::len) == Some(1)
             && refused.is_some_and(|refused| refused["object"] == "a/bad"
                 && refused["kept"] == false
+                && refused["inPart"] == true
                 && refused["field"] == "spec.ingress[0].from[0].ipBlock.cidr"),
         "the refused object: {:#}",
         status["source"]["problems"]

@@ -14,7 +14,7 @@ use super::wire;
 use crate::{
     cluster::{
         Kind, Problem,
-        object::{self, ObjectId, Refusal, Unknown},
+        object::{self, Object, ObjectId, Refusal, Unknown},
     },
     policy::{ObjectChange, object::ObjectKey},
 };
@@ -85,8 +85,18 @@ struct Entry {
     version: u64,
     /// The list that named it last.
     round: u32,
-    /// Some version of it was given out.
-    in_force: bool,
+    /// What of it was given out.
+    in_force: Part,
+}
+
+/// What of an object is in force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Part {
+    Nothing,
+    /// What could be read of the last version that came; never was there one that could be used as it is.
+    Rest,
+    /// The last version that could be used.
+    All,
 }
 
 /// All objects of a kind.
@@ -206,11 +216,12 @@ impl Held {
             .iter()
             .map(|(name, refusal)| Problem::Refused {
                 path: None,
-                kind: refusal.kind.clone(),
+                kind: refusal.kind.to_string(),
                 object: refusal.object.clone(),
                 field: refusal.field.clone(),
                 reason: refusal.reason.clone(),
-                kept: self.objects.get(name).is_some_and(|entry| entry.in_force),
+                kept: self.in_force(name) == Part::All,
+                in_part: self.in_force(name) == Part::Rest,
             })
             .collect();
         if self.nameless {
@@ -221,9 +232,15 @@ impl Held {
                 field: "metadata.name".into(),
                 reason: "is missing in what the server sent".into(),
                 kept: true,
+                in_part: false,
             });
         }
         Some(problems.into())
+    }
+
+    fn in_force(&self, name: &str) -> Part {
+        let entry = self.objects.get(name);
+        entry.map_or(Part::Nothing, |entry| entry.in_force)
     }
 
     fn identify(&mut self, object: &Value) -> Option<Ident> {
@@ -250,17 +267,24 @@ impl Held {
             uid: ident.uid,
             version: 0,
             round: self.round,
-            in_force: false,
+            in_force: Part::Nothing,
         });
         entry.version = ident.version;
         entry.round = self.round;
         match outcome {
             Ok(object) => {
-                entry.in_force = true;
+                entry.in_force = Part::All;
                 changes.push(object.into());
                 self.problems_changed |= self.refused.remove(&ident.name).is_some();
             }
-            Err(refusal) => {
+            Err(mut refusal) => {
+                // Better a part of it than nothing; but nothing of what is enforced is lost for it.
+                if let Some(rest) = refusal.rest.take()
+                    && entry.in_force != Part::All
+                {
+                    entry.in_force = Part::Rest;
+                    changes.push(Object::clone(&rest).into());
+                }
                 let old = self.refused.insert(ident.name, refusal.clone());
                 self.problems_changed |= old.as_ref() != Some(&refusal);
             }
@@ -274,7 +298,7 @@ impl Held {
         };
         self.bury(entry.uid, version.max(entry.version));
         self.problems_changed |= self.refused.remove(name).is_some();
-        if entry.in_force {
+        if entry.in_force != Part::Nothing {
             let id = ObjectId {
                 kind: self.kind,
                 key: key(name),
