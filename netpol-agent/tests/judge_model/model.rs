@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netpol_common::{Direction, FRAGMENT_LIFETIME, Phase, Tick, lifetime, protocol};
+use netpol_common::{Direction, FRAGMENT_LIFETIME, Phase, Tick, is_stream, lifetime, protocol};
 
 /// Everybody in the stories. `A` and `B` are pods of this node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -254,27 +254,29 @@ impl Model {
                 known.backends.clear();
             }
         }
-        let isolated = self.isolated(tuple.pod, Direction::Egress);
-        if allowed
-            && !local
+        let one = self.isolated(tuple.pod, Direction::Egress) || !is_stream(tuple.protocol);
+        if !local
             && real.0 != tuple.pod
             && let Some(known) = self.conversations.get_mut(tuple)
         {
-            if isolated {
+            // Whoever may not answer leaves nobody who may: connection tracking takes what it says for answers of the other.
+            if one || !allowed {
                 known.backends.clear();
             }
-            known.backends.insert(real);
+            if allowed {
+                known.backends.insert(real);
+            }
         }
         allowed
     }
 
-    /// Whether somebody looks who answers this packet: not if its pod may speak to everybody, and an older one of the same
+    /// Whether somebody looks who answers this packet: not if its pod may speak to everybody, and an older one of the same TCP
     /// conversation was looked at.
     pub fn looks_at(&self, tuple: &Tuple, act: Act) -> bool {
         match self.belongs(tuple, Direction::Egress, act) {
             Some(known) if known.opened == Direction::Ingress => false,
             Some(known) if act != Act::Open && !known.backends.is_empty() => {
-                self.isolated(tuple.pod, Direction::Egress)
+                self.isolated(tuple.pod, Direction::Egress) || !is_stream(tuple.protocol)
             }
             _ => true,
         }
