@@ -130,6 +130,7 @@ pub fn judge<F: Frame, T: Tables>(
     if !matches!(parsed, Parsed::Packet) {
         if let (Some(deferral), Parsed::Opaque(reason), Direction::Ingress) =
             (deferral, parsed, direction)
+            && frame.came_in_by() != 0
         {
             // What its sender's rules cannot read.
             report_unread(frame, tables, scratch, (deferral.slot, reason));
@@ -145,7 +146,9 @@ pub fn judge<F: Frame, T: Tables>(
         return conclude(frame, tables, endpoint, scratch, (direction, reason, false));
     }
     let now = tables.now();
-    if let (Some(deferral), Direction::Ingress) = (deferral, direction) {
+    if let (Some(deferral), Direction::Ingress) = (deferral, direction)
+        && is_ours(frame, tables, &scratch.packet)
+    {
         let mut context = Deferred {
             deferral,
             epoch,

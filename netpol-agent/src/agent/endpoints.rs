@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Instant,
 };
 
 use netpol_common::{Address, Endpoint, Isolation};
 
-use super::newcomers::{self, Common, Newcomers, is_newcomer};
+use super::newcomers::{self, CLOSED, Common, Newcomers, is_newcomer};
 use crate::{
     dataplane::FORMER,
     node::{DeviceKind, Identity, Interface, Missing, Report, Wanted},
@@ -81,6 +82,8 @@ pub(super) struct Endpoints {
     /// Interfaces of nobody (yet) that have the address of a pod whose interface has gone while its object is still there. Nobody
     /// else can tell them from that pod: they are closed until it is known whose they are.
     pub disputed: BTreeMap<u32, ObjectKey>,
+    /// Interfaces whose pod has gone and that have not, with what is left to it.
+    orphans: BTreeMap<u32, Endpoint>,
     /// Found pinned at the start, and not confirmed by the discovery since.
     pub inherited: BTreeSet<u32>,
     /// Interfaces that came while a pod was awaited, and are not known to be anybody's yet.
@@ -94,15 +97,22 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Takes over what is pinned.
-    pub fn inherit(&mut self, pinned: impl IntoIterator<Item = (u32, Endpoint)>) {
+    /// Takes over what is pinned: endpoints, and programs on devices.
+    pub fn inherit(
+        &mut self,
+        pinned: impl IntoIterator<Item = (u32, Endpoint)>,
+        attached: &BTreeSet<u32>,
+    ) {
         self.actual = pinned.into_iter().collect();
         self.inherited = self.actual.keys().copied().collect();
-        self.newcomers.inherit(&self.actual);
+        self.newcomers.inherit(&self.actual, attached);
+        // An agent before this one has looked at the node: what it has not seen is new.
+        self.seen = !attached.is_empty();
     }
 
-    /// Says what there should be, given the pods and what the node looks like.
-    pub fn aim(&mut self, locals: &[Local], report: &Report, orders: &Orders) {
+    /// Says what there should be, given the pods and what the node looks like. `answered` says that the discovery has looked for
+    /// these pods.
+    pub fn aim(&mut self, locals: &[Local], report: &Report, orders: &Orders, answered: bool) {
         let mut targets = BTreeMap::new();
         for local in locals {
             let Some((interface, own)) = self.interface(local, report) else {
@@ -145,15 +155,63 @@ impl Endpoints {
         let first = !std::mem::replace(&mut self.seen, true);
         self.newcomers
             .look(&report.devices, claimed, Common::of(&awaited), first);
+        if answered {
+            self.find_orphans(&targets, report);
+        }
         self.targets = targets;
         self.disputed = report.disputed.clone();
         self.disputed
             .retain(|interface, _| !self.targets.contains_key(interface));
     }
 
+    /// Interfaces that were an isolated pod's and are nobody's now: its object has gone, and its processes may run on (it was
+    /// deleted by force, or its node was away). They end closed where the pod was isolated.
+    fn find_orphans(&mut self, targets: &BTreeMap<u32, Target>, report: &Report) {
+        let is_there = |index: &u32| {
+            let device = report.devices.get(index);
+            device.is_some_and(|device| device.kind == DeviceKind::Pod)
+        };
+        self.orphans
+            .retain(|index, _| is_there(index) && !targets.contains_key(index));
+        for (index, endpoint) in &self.actual {
+            let closed = [endpoint.ingress, endpoint.egress].contains(&CLOSED);
+            let was_a_pod = self.targets.contains_key(index) || closed;
+            let isolated =
+                endpoint.ingress != Isolation::OPEN || endpoint.egress != Isolation::OPEN;
+            if was_a_pod
+                && isolated
+                && !is_newcomer(endpoint)
+                && is_there(index)
+                && !targets.contains_key(index)
+            {
+                let close = |isolation| match isolation {
+                    Isolation::OPEN => Isolation::OPEN,
+                    _ => CLOSED,
+                };
+                let orphan = Endpoint {
+                    ingress: close(endpoint.ingress),
+                    egress: close(endpoint.egress),
+                    ..*endpoint
+                };
+                self.orphans.insert(*index, orphan);
+            }
+        }
+    }
+
+    /// When an interface that is held is let go.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.newcomers.deadline()
+    }
+
+    /// Whether an interface is nobody's yet, and held.
+    pub fn holds(&self, interface: u32) -> bool {
+        !self.targets.contains_key(&interface) && self.newcomers.hold(interface)
+    }
+
     /// Whether an interface shall have an endpoint.
     pub fn wants(&self, interface: u32) -> bool {
         self.targets.contains_key(&interface)
+            || self.orphans.contains_key(&interface)
             || self.disputed.contains_key(&interface)
             || self.newcomers.hold(interface)
     }
@@ -207,6 +265,7 @@ impl Endpoints {
             .filter(|slot| !used.contains(slot));
         let mut write = Vec::new();
         let mut held: BTreeMap<u32, Endpoint> = self.newcomers.endpoints().collect();
+        held.extend(self.orphans.iter().map(|(&i, orphan)| (i, *orphan)));
         held.extend(self.disputed.keys().map(|&i| (i, newcomers::closed())));
         let pods = self.targets.iter().map(|(&i, target)| (i, target.endpoint));
         for (interface, wanted) in pods.chain(held) {
@@ -253,9 +312,16 @@ impl Endpoints {
 
 /// Whether a pod may be behind an interface that nobody can tell yet.
 fn is_awaited(local: &Local, report: &Report) -> bool {
+    // What ends gets no interface any more.
+    if local.wanted.leaving {
+        return false;
+    }
     match report.pods.get(&local.wanted.key) {
         Some((wanted, found)) if *wanted == local.wanted => {
-            matches!(found, Err(Missing::NoAddress | Missing::NotFoundYet))
+            matches!(
+                found,
+                Err(Missing::NoAddress | Missing::NotFoundYet | Missing::Lost)
+            )
         }
         // The discovery has not looked for it yet.
         _ => true,

@@ -132,6 +132,11 @@ impl<K: Kernel> Enforcer<K> {
         self.retry_now();
     }
 
+    /// When there is something to do though nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.endpoints.deadline().filter(|_| self.programmed)
+    }
+
     /// The local pods whose interfaces are wanted.
     pub fn wanted(&self) -> Vec<Wanted> {
         self.locals()
@@ -178,7 +183,7 @@ impl<K: Kernel> Enforcer<K> {
         let displaces = self.kernel.displaces().map_err(|e| self.failed(&e))?;
         let tables = self.index.tables();
         self.kernel.adopt(&tables).map_err(|e| self.failed(&e))?;
-        self.endpoints.inherit(pinned);
+        self.endpoints.inherit(pinned, &self.hooks.inherited);
         // Until a device has its new program, the old one judges; from then on the new one must.
         self.hooked = displaces;
         self.programmed = true;
@@ -250,6 +255,8 @@ impl<K: Kernel> Enforcer<K> {
             self.tunnels_due = false;
             self.epoch_due = true;
         }
+        let over = self.endpoints.deadline();
+        self.endpoints_due |= over.is_some_and(|deadline| deadline <= Instant::now());
         if self.endpoints_due && self.hooked {
             self.endpoints_due = false;
             self.write_endpoints();
@@ -300,7 +307,9 @@ impl<K: Kernel> Enforcer<K> {
     /// Every endpoint is one atomic element. One that fails holds up no other.
     fn write_endpoints(&mut self) {
         let locals = self.locals();
-        self.endpoints.aim(&locals, &self.report, &self.orders);
+        let answered = self.answered();
+        self.endpoints
+            .aim(&locals, &self.report, &self.orders, answered);
         let writes = self.endpoints.to_write();
         let mut fresh = writes.clone();
         fresh.retain(|(interface, endpoint)| {
@@ -368,6 +377,14 @@ impl<K: Kernel> Enforcer<K> {
     }
 
     fn tell_enforced(&self, interface: u32) {
+        if self.endpoints.holds(interface) && self.hooks.guard_pod(interface) {
+            let device = self.report.devices.get(&interface);
+            tracing::info!(
+                interface = device.map(|device| device.name.as_str()),
+                index = interface,
+                "an interface has come while pods of this node have no address yet: held to their rules until it is known whose it is"
+            );
+        }
         if let Some(before) = self.endpoints.disputed.get(&interface)
             && self.hooks.guard_pod(interface)
         {

@@ -7,14 +7,21 @@
 //!
 //! Who is an interface's pod is not guarded meanwhile: its addresses are not known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use netpol_common::{Endpoint, Isolation, RulesetId};
 
 use crate::node::{Device, DeviceKind};
 
 /// Isolated by a ruleset that has no rules: no other is numbered so.
-const CLOSED: Isolation = Isolation::by(RulesetId::MAX);
+pub(super) const CLOSED: Isolation = Isolation::by(RulesetId::MAX);
+
+/// How long an interface is held back. The kubelet reports an address within seconds; whatever is nobody's after this time
+/// belongs to something else than the pod that is awaited, which may wait for an image or a volume for hours.
+const HOLD: Duration = Duration::from_secs(60);
 
 /// What the pods that are awaited have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -44,15 +51,18 @@ impl Common {
 pub(super) struct Newcomers {
     /// The interfaces of pods that were there at the last look.
     known: BTreeSet<u32>,
-    waiting: BTreeSet<u32>,
+    /// Those that are held, and until when.
+    waiting: BTreeMap<u32, Instant>,
     common: Common,
 }
 
 impl Newcomers {
-    /// Takes over what an agent before this one has held back.
-    pub fn inherit(&mut self, pinned: &BTreeMap<u32, Endpoint>) {
+    /// Takes over what an agent before this one has held back, and which interfaces it knew.
+    pub fn inherit(&mut self, pinned: &BTreeMap<u32, Endpoint>, attached: &BTreeSet<u32>) {
         let held = pinned.iter().filter(|(_, endpoint)| is_newcomer(endpoint));
-        self.waiting = held.map(|(&index, _)| index).collect();
+        let until = Instant::now() + HOLD;
+        self.waiting = held.map(|(&index, _)| (index, until)).collect();
+        self.known.clone_from(attached);
     }
 
     /// Looks at the interfaces of now. One that was there before a pod was awaited is nobody's newcomer: it may have nothing to
@@ -72,11 +82,20 @@ impl Newcomers {
         if common.is_none() {
             self.waiting.clear();
         } else if !first {
-            self.waiting.extend(now.difference(&self.known));
+            let until = Instant::now() + HOLD;
+            let new = now.difference(&self.known);
+            self.waiting.extend(new.map(|&index| (index, until)));
         }
+        let over = Instant::now();
         self.waiting
-            .retain(|index| now.contains(index) && !claimed(*index));
+            .retain(|index, until| now.contains(index) && !claimed(*index) && *until > over);
         self.known = now;
+    }
+
+    /// When the next one is let go.
+    pub fn deadline(&self) -> Option<Instant> {
+        let held = (!self.common.is_open()).then_some(&self.waiting);
+        held.into_iter().flat_map(BTreeMap::values).min().copied()
     }
 
     /// Their endpoints, where there is something to keep from them. The slots are not theirs.
@@ -89,12 +108,12 @@ impl Newcomers {
         };
         held.into_iter()
             .flatten()
-            .map(move |&index| (index, endpoint))
+            .map(move |(&index, _)| (index, endpoint))
     }
 
     /// Whether an interface is held back.
     pub fn hold(&self, index: u32) -> bool {
-        !self.common.is_open() && self.waiting.contains(&index)
+        !self.common.is_open() && self.waiting.contains_key(&index)
     }
 }
 

@@ -40,9 +40,14 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
+    /// Whether the interface of a pod has gone.
+    fn has_lost(&self, pod: &Wanted) -> bool {
+        self.lost.contains(&(pod.key.clone(), pod.uid.clone()))
+    }
+
     /// Whether a pod has ended but for its object: whoever has its address now is somebody else.
     fn has_ended(&self, pod: &Wanted) -> bool {
-        pod.leaving && self.lost.contains(&(pod.key.clone(), pod.uid.clone()))
+        pod.leaving && self.has_lost(pod)
     }
 }
 
@@ -210,9 +215,11 @@ impl Knowledge {
     }
 
     /// Why a pod has no interface.
-    pub fn why_missing(&self, pod: &Wanted) -> Missing {
+    pub fn why_missing(&self, pod: &Wanted, mapping: &Mapping) -> Missing {
         if pod.addresses.is_empty() {
             Missing::NoAddress
+        } else if mapping.has_lost(pod) {
+            Missing::Lost
         } else if self.unread().next().is_some() {
             Missing::NotFoundYet
         } else {

@@ -93,6 +93,8 @@ pub enum Missing {
     NotFound,
     /// As before, but a namespace that is connected to this node could not be looked into.
     NotFoundYet,
+    /// It had an interface, which has gone: its sandbox is made anew, and may get another address.
+    Lost,
 }
 
 impl fmt::Display for Missing {
@@ -104,6 +106,7 @@ impl fmt::Display for Missing {
                 "no network namespace that could be read has the pod's address, and one that is connected to this node \
                  could not be read yet"
             }
+            Self::Lost => "the pod's interface has gone, and none has its address since",
         })
     }
 }

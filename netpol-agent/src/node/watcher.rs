@@ -172,7 +172,7 @@ impl Watcher {
                     }
                     None => {
                         resolved &= pod.addresses.is_empty();
-                        Err(self.known.why_missing(pod))
+                        Err(self.known.why_missing(pod, &self.mapped))
                     }
                 };
                 (pod.key.clone(), (pod.clone(), found))

@@ -14,6 +14,9 @@ pub(super) fn judge_translated<F: Frame, T: Tables>(
 ) -> Option<Reason> {
     match parse(frame, &mut scratch.packet) {
         Parsed::Packet => {
+            if !is_ours(frame, tables, &scratch.packet) {
+                return None;
+            }
             let mut context = Deferred {
                 deferral,
                 epoch,
@@ -24,7 +27,7 @@ pub(super) fn judge_translated<F: Frame, T: Tables>(
             translated(frame, tables, scratch, &mut context)
         }
         // Only what was parsed at the hook of a pod gets a mark.
-        Parsed::Opaque(reason) => {
+        Parsed::Opaque(reason) if frame.came_in_by() != 0 => {
             report_unread(frame, tables, scratch, (deferral.slot, reason));
             Some(reason)
         }
@@ -34,19 +37,33 @@ pub(super) fn judge_translated<F: Frame, T: Tables>(
 }
 
 /// Reads our mark and takes it off: nobody who sees the packet later may take it for the mark of another packet.
+///
+/// Of what came in by no device it is only read: [`is_ours`] has to say whether it counts.
 #[inline(always)]
 pub(super) fn take_deferral<F: Frame, T: Tables>(frame: &F, tables: &T) -> Option<Deferral> {
-    // What a process of the node sends never came from a pod: whoever has set these bits means something else by them.
-    if frame.came_in_by() == 0 && frame.of_a_socket() {
-        return None;
-    }
     let field = tables.mark_field();
     let mark = frame.mark();
-    let deferral = field.read(mark);
-    if deferral.is_some() {
+    let deferral = field.read(mark)?;
+    if frame.came_in_by() != 0 {
         frame.set_mark(field.clear(mark));
     }
-    deferral
+    Some(deferral)
+}
+
+/// Whether the mark of a packet that has been read is one of ours; then it is off.
+///
+/// What the node itself sends never came from a pod: whoever has set these bits means something else by them. What it has only
+/// cut up anew did, and says nothing of where it came in by.
+#[inline(always)]
+pub(super) fn is_ours<F: Frame, T: Tables>(frame: &F, tables: &T, packet: &Packet) -> bool {
+    if frame.came_in_by() != 0 {
+        return true;
+    }
+    if frame.is_own(packet.piece) {
+        return false;
+    }
+    frame.set_mark(tables.mark_field().clear(frame.mark()));
+    true
 }
 
 /// Counts and records, for the pod that sent it, a packet that cannot be read where it leaves or arrives.

@@ -123,6 +123,9 @@ fn pod<K: Kernel>(interface: u32, enforcer: &Enforcer<K>) -> String {
             "a pod that is not known yet (interface {interface}), with the address of {before}, which is being deleted"
         );
     }
+    if endpoints.holds(interface) {
+        return format!("a pod that is not known yet (interface {interface})");
+    }
     match endpoints.targets.get(&interface) {
         Some(target) => target.pod.to_string(),
         None => format!("a pod that is gone (interface {interface})"),
