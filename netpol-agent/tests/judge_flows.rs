@@ -8,7 +8,8 @@ use netpol_agent::{
     policy::Edit,
 };
 use netpol_common::{
-    ALL_PORTS, Address, Direction, Endpoint, Isolation, NO_CLASS, Peer, Reason, RuleKey, tcp,
+    ALL_PORTS, Address, Deferral, Direction, Endpoint, Isolation, MarkField, NO_CLASS, Peer,
+    Reason, RuleKey, tcp,
 };
 
 const INTERFACE: u32 = 7;
@@ -441,4 +442,47 @@ fn a_packet_counts_once_under_its_reason() {
     assert_eq!(count(Direction::Ingress, Reason::Flow), 1);
     assert_eq!(count(Direction::Ingress, Reason::Denied), 1);
     assert_eq!(count(Direction::Ingress, Reason::Rule), 0);
+}
+
+/// A mark on what the node itself sends is somebody else's, with a socket or without one (WireGuard's packets have none); on a fragment
+/// without a socket it is that of the pod whose datagram the node has cut anew.
+#[test]
+fn the_node_s_own_marks_are_left_alone() {
+    let world = World::new(Isolation::OPEN, STRICT);
+    let field = MarkField::DEFAULT;
+    let mark = field.write(
+        0,
+        Deferral {
+            slot: 0,
+            urgent: true,
+            ticket: 0,
+        },
+    );
+    let whole = frame(NODE, PEER, Payload::syn(1, 2)).expect("one family");
+    let mut first = frame(POD, PEER, DATAGRAM_OUT).expect("one family");
+    // More fragments follow.
+    first[20] = 0x20;
+    for (bytes, of_a_socket, came_in_by, expected) in [
+        (&whole, true, 0, (Reason::Unknown, mark)),
+        (&whole, false, 0, (Reason::Unknown, mark)),
+        (&first, true, 0, (Reason::Unknown, mark)),
+        (&first, false, 0, (Reason::Denied, 0)),
+        (&first, false, INTERFACE, (Reason::Denied, 0)),
+    ] {
+        let frame = SliceFrame {
+            bytes,
+            interface: 99,
+            came_in_by,
+            of_a_socket,
+            mark: std::cell::Cell::new(mark),
+            ..SliceFrame::default()
+        };
+        let reason = world.0.host_egress(&frame);
+        let reason = if reason.passes() {
+            Reason::Unknown
+        } else {
+            reason
+        };
+        assert_eq!((reason, frame.mark.get()), expected, "{frame:?}");
+    }
 }

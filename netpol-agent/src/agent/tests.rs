@@ -575,6 +575,37 @@ fn an_agent_holds_what_the_one_before_it_has_held() {
     assert!(!enforcer.kernel.endpoints.contains_key(&6));
 }
 
+/// Deleted by force, or by somebody who cannot reach its node: its processes run on.
+#[test]
+fn an_isolated_pod_whose_object_goes_before_its_interface_ends_closed() {
+    let mut enforcer = world(Fake::default());
+    enforcer.apply(vec![policy(), pod("b", "1", "10.0.0.2")]);
+    enforcer.expect(1);
+    let report = found(&enforcer, &[("a", 5), ("b", 6)]);
+    enforcer.see(report);
+    work(&mut enforcer);
+    let before = enforcer.kernel.endpoints[&6];
+    assert!(isolated(&enforcer, 6));
+    enforcer.apply(vec![ObjectChange::PodGone(ObjectKey::new("shop", "b"))]);
+    enforcer.expect(2);
+    let look = |enforcer: &mut Enforcer<Fake>, devices: &[u32]| {
+        let mut report = Report::clone(&found(enforcer, &[("a", 5)]));
+        let more = devices.iter().map(|&i| device(i, DeviceKind::Pod));
+        report.devices.extend(more);
+        report.answers = 2;
+        enforcer.see(Arc::new(report));
+        work(enforcer);
+        settle(enforcer);
+    };
+    look(&mut enforcer, &[6]);
+    let after = enforcer.kernel.endpoints[&6];
+    assert_eq!(after.ipv4, before.ipv4);
+    assert_eq!(after.egress, before.egress, "open as before");
+    assert!(isolated(&enforcer, 6) && after.ingress != before.ingress);
+    look(&mut enforcer, &[]);
+    assert!(!enforcer.kernel.endpoints.contains_key(&6));
+}
+
 #[test]
 fn a_pod_that_goes_is_released() {
     let mut enforcer = world(Fake::default());
