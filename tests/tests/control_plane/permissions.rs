@@ -54,7 +54,11 @@ fn take(role: &mut Value, resource: &str, verb: &str) -> bool {
                 verbs.retain(|other| other != verb);
                 taken |= verbs.len() < before;
             }
-            if let Some(rules) = role["rules"].as_array_mut() {
+            // The server takes no rule without a verb.
+            let empty = own["verbs"].as_array().is_some_and(Vec::is_empty);
+            if let Some(rules) = role["rules"].as_array_mut()
+                && !empty
+            {
                 rules.push(own);
             }
         }
