@@ -349,11 +349,10 @@ impl<S: Source> Agent<S> {
         if busy {
             return Box::pin(tokio::task::yield_now());
         }
-        let retry = self.enforcer.failure.as_ref().map(|f| f.retry);
-        let held = self.enforcer.deadline();
+        let due = self.enforcer.deadline();
         let end = self.waiters.iter().map(|w| w.end).min();
         let told = self.drops.due();
-        match retry.into_iter().chain(held).chain(end).chain(told).min() {
+        match due.into_iter().chain(end).chain(told).min() {
             Some(due) => Box::pin(tokio::time::sleep_until(due.into())),
             None => Box::pin(pending()),
         }

@@ -88,8 +88,6 @@ pub(super) struct Endpoints {
     pub inherited: BTreeSet<u32>,
     /// Interfaces that came while a pod was awaited, and are not known to be anybody's yet.
     newcomers: Newcomers,
-    /// There was a look at the node.
-    seen: bool,
     /// Why the endpoint of an interface could not be written.
     pub errors: BTreeMap<u32, String>,
     /// The slot after the one that was given away last.
@@ -106,8 +104,6 @@ impl Endpoints {
         self.actual = pinned.into_iter().collect();
         self.inherited = self.actual.keys().copied().collect();
         self.newcomers.inherit(&self.actual, attached);
-        // An agent before this one has looked at the node: what it has not seen is new.
-        self.seen = !attached.is_empty();
     }
 
     /// Says what there should be, given the pods and what the node looks like. `answered` says that the discovery has looked for
@@ -152,9 +148,8 @@ impl Endpoints {
             .map(|local| (local.ingress, local.egress))
             .collect();
         let claimed = |index| targets.contains_key(&index);
-        let first = !std::mem::replace(&mut self.seen, true);
         self.newcomers
-            .look(&report.devices, claimed, Common::of(&awaited), first);
+            .look(&report.devices, claimed, Common::of(&awaited));
         if answered {
             self.find_orphans(&targets, report);
         }
@@ -264,11 +259,12 @@ impl Endpoints {
             .chain(0..self.next_slot)
             .filter(|slot| !used.contains(slot));
         let mut write = Vec::new();
-        let mut held: BTreeMap<u32, Endpoint> = self.newcomers.endpoints().collect();
-        held.extend(self.orphans.iter().map(|(&i, orphan)| (i, *orphan)));
-        held.extend(self.disputed.keys().map(|&i| (i, newcomers::closed())));
-        let pods = self.targets.iter().map(|(&i, target)| (i, target.endpoint));
-        for (interface, wanted) in pods.chain(held) {
+        // Whoever comes later has the say, and a pod that is known before all others.
+        let mut all: BTreeMap<u32, Endpoint> = self.newcomers.endpoints().collect();
+        all.extend(self.orphans.iter().map(|(&i, orphan)| (i, *orphan)));
+        all.extend(self.disputed.keys().map(|&i| (i, newcomers::closed())));
+        all.extend(self.targets.iter().map(|(&i, target)| (i, target.endpoint)));
+        for (interface, wanted) in all {
             let slot = match self.actual.get(&interface) {
                 Some(actual) => actual.slot,
                 None => free.next().unwrap_or(FORMER),

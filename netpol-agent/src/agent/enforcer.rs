@@ -134,7 +134,11 @@ impl<K: Kernel> Enforcer<K> {
 
     /// When there is something to do though nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
-        self.endpoints.deadline().filter(|_| self.programmed)
+        // While something has failed, only its next try can be of use.
+        match &self.failure {
+            Some(failure) => Some(failure.retry),
+            None => self.endpoints.deadline().filter(|_| self.programmed),
+        }
     }
 
     /// The local pods whose interfaces are wanted.

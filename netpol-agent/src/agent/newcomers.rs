@@ -49,8 +49,8 @@ impl Common {
 /// The interfaces of pods that nobody has claimed yet.
 #[derive(Default)]
 pub(super) struct Newcomers {
-    /// The interfaces of pods that were there at the last look.
-    known: BTreeSet<u32>,
+    /// The interfaces of pods that were there at the last look; `None` before the first one.
+    known: Option<BTreeSet<u32>>,
     /// Those that are held, and until when.
     waiting: BTreeMap<u32, Instant>,
     common: Common,
@@ -62,7 +62,8 @@ impl Newcomers {
         let held = pinned.iter().filter(|(_, endpoint)| is_newcomer(endpoint));
         let until = Instant::now() + HOLD;
         self.waiting = held.map(|(&index, _)| (index, until)).collect();
-        self.known.clone_from(attached);
+        // An agent before this one has looked at the node: what carries no programs of it is new.
+        self.known = (!attached.is_empty()).then(|| attached.clone());
     }
 
     /// Looks at the interfaces of now. One that was there before a pod was awaited is nobody's newcomer: it may have nothing to
@@ -72,7 +73,6 @@ impl Newcomers {
         devices: &BTreeMap<u32, Device>,
         claimed: impl Fn(u32) -> bool,
         common: Option<Common>,
-        first: bool,
     ) {
         let pods = devices
             .iter()
@@ -81,15 +81,15 @@ impl Newcomers {
         self.common = common.unwrap_or_default();
         if common.is_none() {
             self.waiting.clear();
-        } else if !first {
+        } else if let Some(known) = &self.known {
             let until = Instant::now() + HOLD;
-            let new = now.difference(&self.known);
+            let new = now.difference(known);
             self.waiting.extend(new.map(|&index| (index, until)));
         }
         let over = Instant::now();
         self.waiting
             .retain(|index, until| now.contains(index) && !claimed(*index) && *until > over);
-        self.known = now;
+        self.known = Some(now);
     }
 
     /// When the next one is let go.

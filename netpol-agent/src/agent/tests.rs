@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use netpol_common::{Direction, Endpoint, Reason, Tally, TunnelKey};
@@ -535,6 +535,14 @@ fn an_interface_that_comes_while_a_pod_is_awaited_is_not_open() {
     let (known, held) = (enforcer.kernel.endpoints[&5], enforcer.kernel.endpoints[&7]);
     assert_eq!((held.ingress, held.egress), (known.ingress, known.egress));
     assert!(isolated(&enforcer, 7) && !held.guarded() && held.slot != known.slot);
+    // It will be let go some time; but nothing is due before the next try while something has failed.
+    assert!(enforcer.deadline().is_some_and(|due| due > Instant::now()));
+    enforcer.kernel.broken.set(Part::Endpoints);
+    look(&mut enforcer, &[("a", 5)], &[6, 7, 8], 2);
+    let retry = enforcer.failure.as_ref().expect("a failure").retry;
+    assert_eq!(enforcer.deadline(), Some(retry));
+    enforcer.kernel.broken.set(Part::Nothing);
+    look(&mut enforcer, &[("a", 5)], &[6, 7], 2);
     // It stays so until the discovery has found the pod, which is guarded from then on.
     enforcer.apply(vec![pod("b", "1", "10.0.0.2")]);
     enforcer.expect(3);
@@ -602,6 +610,16 @@ fn an_isolated_pod_whose_object_goes_before_its_interface_ends_closed() {
     assert_eq!(after.ipv4, before.ipv4);
     assert_eq!(after.egress, before.egress, "open as before");
     assert!(isolated(&enforcer, 6) && after.ingress != before.ingress);
+    // It is a pod's again, which is known before the discovery has answered for the pods of now.
+    enforcer.apply(vec![pod("b", "2", "10.0.0.2")]);
+    enforcer.expect(3);
+    let mut report = Report::clone(&found(&enforcer, &[("a", 5), ("b", 6)]));
+    report.answers = 2;
+    enforcer.see(Arc::new(report));
+    work(&mut enforcer);
+    assert_eq!(enforcer.kernel.endpoints[&6].ingress, before.ingress);
+    enforcer.apply(vec![ObjectChange::PodGone(ObjectKey::new("shop", "b"))]);
+    enforcer.expect(2);
     look(&mut enforcer, &[]);
     assert!(!enforcer.kernel.endpoints.contains_key(&6));
 }
