@@ -24,6 +24,15 @@ use crate::{
     table::{Destination, Party},
 };
 
+/// What of a world the API knows, in the order in which it can be created. Hosts are outside the cluster.
+pub const API_KINDS: [&str; 5] = [
+    "Namespace",
+    "Service",
+    "EndpointSlice",
+    "Pod",
+    "NetworkPolicy",
+];
+
 /// Which document: its kind, namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DocumentId {

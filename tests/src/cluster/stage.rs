@@ -21,19 +21,11 @@ use super::{
     script,
 };
 use crate::{
-    manifests::{DocumentId, World},
+    manifests::{API_KINDS, DocumentId, World},
     scenario::Scenario,
     table::{Family, Outcome, Party, Table, Via},
 };
 
-/// What the suite makes of a world, in this order.
-const KINDS: [&str; 5] = [
-    "Namespace",
-    "Service",
-    "EndpointSlice",
-    "Pod",
-    "NetworkPolicy",
-];
 /// A scenario's own namespace for the pods in the nodes' networks. No scenario calls a namespace this.
 const NODES: &str = "on-nodes";
 /// How long images may be pulled and pods started.
@@ -86,7 +78,7 @@ impl<'a> Stage<'a> {
                 self.cluster.delete(object).await?;
             }
         }
-        for kind in KINDS {
+        for kind in API_KINDS {
             for (id, object) in wanted.iter().filter(|(id, _)| id.kind == kind) {
                 if self.applied.get(id) == Some(object) {
                     continue;

@@ -3,16 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{Answer, ControlPlane};
-use crate::{lab::Lab, manifests::DocumentId};
-
-/// What of a world the API knows, in the order in which it can be created. Hosts are outside the cluster.
-const KINDS: [&str; 5] = [
-    "Namespace",
-    "Service",
-    "EndpointSlice",
-    "Pod",
-    "NetworkPolicy",
-];
+use crate::{
+    lab::Lab,
+    manifests::{API_KINDS, DocumentId},
+};
 
 /// The namespaces that the API server makes itself and lets nobody delete.
 const ALWAYS: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -25,7 +19,7 @@ impl ControlPlane {
     /// What cannot be changed in an object (a pod's ports, its node) is refused by the server: delete the pod first.
     pub fn apply(&mut self, lab: &Lab) -> anyhow::Result<()> {
         let mut wanted = Vec::new();
-        for kind in KINDS {
+        for kind in API_KINDS {
             for value in lab.documents(kind) {
                 if let Some(id) = DocumentId::of(&value) {
                     wanted.push((id, as_the_server_takes_it(value)));
@@ -38,7 +32,7 @@ impl ControlPlane {
             .filter(|id| !wanted.iter().any(|(wanted, _)| wanted == *id))
             .cloned()
             .collect();
-        for kind in KINDS.iter().rev() {
+        for kind in API_KINDS.iter().rev() {
             for id in gone.iter().filter(|id| id.kind == *kind) {
                 if !(id.kind == "Namespace" && ALWAYS.contains(&id.name.as_str())) {
                     self.delete(id)?;

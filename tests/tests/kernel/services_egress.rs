@@ -143,6 +143,18 @@ fn enforce(lab: &mut Lab, agent: &mut Agent, policy: &str) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Puts one of the two behind the Service `moving`.
+fn serve(lab: &mut Lab, name: &str) -> anyhow::Result<()> {
+    lab.change(|world| {
+        for pod in ["good", "bad"] {
+            let label = (pod == name).then_some("yes");
+            world.label(&DocumentId::pod("a", pod), &[("moving", label)])?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
 /// `a/client` at both ports of a Service, by both families.
 fn client_is(
     lab: &Lab,
@@ -293,15 +305,6 @@ fn of_two_backends_only_the_allowed_one_is_reached() -> anyhow::Result<()> {
 #[test]
 fn a_udp_flow_whose_backend_changes_is_judged_anew() -> anyhow::Result<()> {
     everywhere(|lab, agent| {
-        let serve = |lab: &mut Lab, name: &str| {
-            lab.change(|world| {
-                for pod in ["good", "bad"] {
-                    let label = (pod == name).then_some("yes");
-                    world.label(&DocumentId::pod("a", pod), &[("moving", label)])?;
-                }
-                Ok(())
-            })
-        };
         serve(lab, "good")?;
         enforce(lab, agent, &policy(GOOD))?;
         for via in WAYS {
@@ -379,15 +382,6 @@ fn a_forbidden_backend_cannot_speak_in_the_name_of_the_one_before_it() -> anyhow
          spec: {{podSelector: {{matchLabels: {{app: client}}}}, policyTypes: [Ingress, Egress], egress: [{{to: [{GOOD}]}}]}}}}"
     );
     everywhere(|lab, agent| {
-        let serve = |lab: &mut Lab, name: &str| {
-            lab.change(|world| {
-                for pod in ["good", "bad"] {
-                    let label = (pod == name).then_some("yes");
-                    world.label(&DocumentId::pod("a", pod), &[("moving", label)])?;
-                }
-                Ok(())
-            })
-        };
         enforce(lab, agent, &policy)?;
         for family in Family::ALL {
             serve(lab, "good")?;
